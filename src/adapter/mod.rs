@@ -1,0 +1,1 @@
+//! Adapters: what training makes and the appliance serves.

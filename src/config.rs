@@ -1,0 +1,1 @@
+//! Typed settings: one TOML file, unknown keys refused, every value with its origin.

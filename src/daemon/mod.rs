@@ -1,0 +1,1 @@
+//! The service: wires the rooms into tasks; start-up sweep, shutdown, status.

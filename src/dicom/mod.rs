@@ -1,0 +1,1 @@
+//! DICOM: the network (SCP, SCU) and the objects (read MR; write SEG, SR, SC). Protocol logic apart from I/O.

@@ -1,0 +1,55 @@
+//! Runs an ONNX graph. Knows tensors, not medicine.
+
+pub mod cpu;
+mod tensor;
+
+pub use tensor::Tensor;
+
+use serde::{Deserialize, Serialize};
+
+/// What ran, as written into every result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineIdentity {
+    /// `cpu` or `tensorrt`.
+    pub kind: String,
+    /// Library and version, e.g. `rten 0.27.0`.
+    pub version: String,
+    /// `fp32`, `fp16`, `int8`.
+    pub precision: String,
+}
+
+/// Why an engine could not load or run a graph.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The graph was refused.
+    #[error("engine {engine} cannot load the graph {graph}: {cause}")]
+    Load {
+        /// Engine name.
+        engine: String,
+        /// Graph name.
+        graph: String,
+        /// The library's own words.
+        cause: String,
+    },
+    /// A run failed.
+    #[error("engine {engine} failed while running {graph}: {cause}")]
+    Run {
+        /// Engine name.
+        engine: String,
+        /// Graph name.
+        graph: String,
+        /// The library's own words.
+        cause: String,
+    },
+}
+
+/// A loaded graph. Inputs and outputs are named; all are f32.
+pub trait Engine: Send + Sync {
+    /// Runs the graph once. Every graph input must be given; outputs come in the graph's order.
+    ///
+    /// # Errors
+    /// [`EngineError::Run`] when an input is missing, has another shape, or the library fails.
+    fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, EngineError>;
+    /// What this engine is.
+    fn identity(&self) -> EngineIdentity;
+}

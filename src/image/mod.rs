@@ -1,0 +1,7 @@
+//! Volumes, masks and the grid they live on; knows pixels and millimetres, no DICOM.
+
+mod geometry;
+mod volume;
+
+pub use geometry::Geometry;
+pub use volume::{LabelMap, Plane, Volume};

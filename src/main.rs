@@ -1,0 +1,5 @@
+//! The `scanside` command.
+
+fn main() -> std::process::ExitCode {
+    scanside::cli::main()
+}

@@ -1,0 +1,3 @@
+//! The network, written once over [`ops::Ops`]: run eagerly with gradients to train, emitted as ONNX to serve.
+
+pub mod ops;

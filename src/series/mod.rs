@@ -1,0 +1,1 @@
+//! Instances into a volume: grouping, completion evidence, geometry.

@@ -1,0 +1,1 @@
+//! The training host: data sets, augmentation, losses, the loop.
