@@ -52,6 +52,8 @@ pub trait Ops {
     fn gelu(&self, x: &Self::T) -> Self::T;
     /// max(x, 0).
     fn relu(&self, x: &Self::T) -> Self::T;
+    /// 1 where x > 0, else 0; no gradient. The derivative of [`Ops::relu`], which GradCAM's closed form needs.
+    fn step(&self, x: &Self::T) -> Self::T;
     /// Logistic function.
     fn sigmoid(&self, x: &Self::T) -> Self::T;
     /// Sine.
