@@ -1,6 +1,7 @@
 //! Volumes, masks and the grid they live on; knows pixels and millimetres, no DICOM.
 
 mod geometry;
+pub mod morphology;
 mod volume;
 
 pub use geometry::Geometry;
