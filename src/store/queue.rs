@@ -1,0 +1,501 @@
+//! The work queue and the outbox: every step of a series is a row, so that a crash resumes where it stopped.
+//!
+//! A job is one generation of one series: `pending` until its results are written, then `done` or `refused`, in one
+//! transaction with the outbox rows of its objects. A late slice makes a new generation; the job before it is
+//! `superseded`. Order of writes: result files (synced) first, then the rows that name them; a crash between leaves files
+//! that the repeated, identical step overwrites.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+
+/// Tables of this module, one migration.
+pub const MIGRATION: &str = "
+CREATE TABLE job (
+    id INTEGER PRIMARY KEY,
+    series_uid TEXT NOT NULL,
+    generation INTEGER NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('pending','done','refused','failed')),
+    superseded INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL,
+    instances INTEGER NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    created_ms INTEGER NOT NULL,
+    last_received_ms INTEGER NOT NULL,
+    not_before_ms INTEGER NOT NULL DEFAULT 0,
+    finished_ms INTEGER,
+    code TEXT NOT NULL DEFAULT '',
+    sentence TEXT NOT NULL DEFAULT '',
+    summary TEXT NOT NULL DEFAULT '{}',
+    UNIQUE (series_uid, generation)
+) STRICT;
+CREATE INDEX job_state ON job (state, not_before_ms);
+CREATE TABLE job_instance (
+    job_id INTEGER NOT NULL REFERENCES job (id),
+    instance_id INTEGER NOT NULL,
+    PRIMARY KEY (job_id, instance_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX job_instance_by_instance ON job_instance (instance_id);
+CREATE TABLE outbox (
+    id INTEGER PRIMARY KEY,
+    job_id INTEGER NOT NULL REFERENCES job (id),
+    kind TEXT NOT NULL,
+    sop_instance_uid TEXT NOT NULL,
+    path TEXT NOT NULL,
+    archive TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('pending','sent','committed','held','failed')),
+    attempts INTEGER NOT NULL DEFAULT 0,
+    next_ms INTEGER NOT NULL DEFAULT 0,
+    sent_ms INTEGER,
+    last_error TEXT NOT NULL DEFAULT '',
+    UNIQUE (sop_instance_uid, archive)
+) STRICT;
+CREATE INDEX outbox_due ON outbox (state, archive, next_ms);
+";
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobState {
+    /// Waits for, or is in, segmentation.
+    Pending,
+    /// Results written and queued.
+    Done,
+    /// Must not be segmented; the reason is written and queued.
+    Refused,
+    /// Gave up after the attempts allowed; an operator must look.
+    Failed,
+}
+
+impl JobState {
+    fn word(self) -> &'static str {
+        match self {
+            JobState::Pending => "pending",
+            JobState::Done => "done",
+            JobState::Refused => "refused",
+            JobState::Failed => "failed",
+        }
+    }
+    fn of(word: &str) -> JobState {
+        match word {
+            "done" => JobState::Done,
+            "refused" => JobState::Refused,
+            "failed" => JobState::Failed,
+            _ => JobState::Pending,
+        }
+    }
+}
+
+/// A job's row.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// Row id.
+    pub id: i64,
+    /// The source series.
+    pub series_uid: String,
+    /// 1 for the first result of a series, then one more for every late addition.
+    pub generation: i64,
+    /// Where it stands.
+    pub state: JobState,
+    /// Whether a later generation took its place.
+    pub superseded: bool,
+    /// Why the series was taken as complete.
+    pub reason: String,
+    /// Number of source instances.
+    pub instances: i64,
+    /// How often it was tried.
+    pub attempts: i64,
+    /// Creation, Unix milliseconds: the content time of its results, so that a repeat makes the same objects.
+    pub created_ms: i64,
+    /// Arrival of its last instance, Unix milliseconds.
+    pub last_received_ms: i64,
+    /// End, Unix milliseconds.
+    pub finished_ms: Option<i64>,
+    /// Stable code of a refusal or failure.
+    pub code: String,
+    /// The refusal or failure in words, with the remedy.
+    pub sentence: String,
+    /// What the result says, JSON without patient data: verdict, score, engine, adapter, times.
+    pub summary: String,
+}
+
+fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
+    Ok(Job {
+        id: row.get("id")?,
+        series_uid: row.get("series_uid")?,
+        generation: row.get("generation")?,
+        state: JobState::of(&row.get::<_, String>("state")?),
+        superseded: row.get::<_, i64>("superseded")? != 0,
+        reason: row.get("reason")?,
+        instances: row.get("instances")?,
+        attempts: row.get("attempts")?,
+        created_ms: row.get("created_ms")?,
+        last_received_ms: row.get("last_received_ms")?,
+        finished_ms: row.get("finished_ms")?,
+        code: row.get("code")?,
+        sentence: row.get("sentence")?,
+        summary: row.get("summary")?,
+    })
+}
+
+/// Opens the next generation of a series over the given instance rows, superseding the one before.
+///
+/// Returns `None`, and changes nothing, when the newest generation already covers exactly these instances.
+///
+/// # Errors
+/// The database's.
+pub fn open_job(
+    conn: &mut Connection,
+    series_uid: &str,
+    instance_ids: &[i64],
+    reason: &str,
+    now_ms: i64,
+    last_received_ms: i64,
+) -> rusqlite::Result<Option<Job>> {
+    let tx = conn.transaction()?;
+    let newest: Option<(i64, i64)> = tx
+        .query_row(
+            "SELECT id, generation FROM job WHERE series_uid = ?1 ORDER BY generation DESC LIMIT 1",
+            [series_uid],
+            |r| Ok((r.get(0)?, r.get(1)?)),
+        )
+        .optional()?;
+    if let Some((id, _)) = newest {
+        let mut have: Vec<i64> = tx
+            .prepare("SELECT instance_id FROM job_instance WHERE job_id = ?1")?
+            .query_map([id], |r| r.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        let mut want = instance_ids.to_vec();
+        have.sort_unstable();
+        want.sort_unstable();
+        if have == want {
+            return Ok(None);
+        }
+        // A generation that has not started yet will never be missed: its work is part of the new one.
+        tx.execute("UPDATE job SET superseded = 1 WHERE series_uid = ?1", [series_uid])?;
+        tx.execute(
+            "UPDATE job SET state = 'failed', code = 'SUPERSEDED', finished_ms = ?2,
+             sentence = 'more instances of the series arrived before this generation was segmented'
+             WHERE series_uid = ?1 AND state = 'pending'",
+            params![series_uid, now_ms],
+        )?;
+    }
+    let generation = newest.map_or(1, |(_, g)| g + 1);
+    tx.execute(
+        "INSERT INTO job (series_uid, generation, state, reason, instances, created_ms, last_received_ms)
+         VALUES (?1, ?2, 'pending', ?3, ?4, ?5, ?6)",
+        params![series_uid, generation, reason, instance_ids.len() as i64, now_ms, last_received_ms],
+    )?;
+    let id = tx.last_insert_rowid();
+    for instance in instance_ids {
+        tx.execute("INSERT INTO job_instance (job_id, instance_id) VALUES (?1, ?2)", [id, *instance])?;
+    }
+    let made = tx.query_row("SELECT * FROM job WHERE id = ?1", [id], job)?;
+    tx.commit()?;
+    Ok(Some(made))
+}
+
+/// Takes the oldest job that is due and counts the attempt, durably, before any work: a job that kills the process is
+/// seen to have been tried.
+///
+/// # Errors
+/// The database's.
+pub fn take_job(conn: &mut Connection, now_ms: i64) -> rusqlite::Result<Option<Job>> {
+    let tx = conn.transaction()?;
+    let found = tx
+        .query_row(
+            "SELECT * FROM job WHERE state = 'pending' AND not_before_ms <= ?1 ORDER BY id LIMIT 1",
+            [now_ms],
+            job,
+        )
+        .optional()?;
+    if let Some(j) = &found {
+        tx.execute("UPDATE job SET attempts = attempts + 1 WHERE id = ?1", [j.id])?;
+    }
+    tx.commit()?;
+    Ok(found.map(|mut j| {
+        j.attempts += 1;
+        j
+    }))
+}
+
+/// Puts a job back, to be tried again at `not_before_ms`.
+///
+/// # Errors
+/// The database's.
+pub fn retry_job(conn: &Connection, id: i64, not_before_ms: i64, sentence: &str) -> rusqlite::Result<()> {
+    conn.execute(
+        "UPDATE job SET not_before_ms = ?2, sentence = ?3 WHERE id = ?1 AND state = 'pending'",
+        params![id, not_before_ms, sentence],
+    )?;
+    Ok(())
+}
+
+/// An object made by a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// `seg`, `sr`, `text`, `sc`.
+    pub kind: String,
+    /// Its SOP Instance UID.
+    pub sop_instance_uid: String,
+    /// Its file, relative to the state directory.
+    pub path: String,
+    /// Kept on the box until an operator releases it.
+    pub held: bool,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug)]
+pub struct Ending<'a> {
+    /// `Done`, `Refused` or `Failed`.
+    pub state: JobState,
+    /// Stable code; empty when done.
+    pub code: &'a str,
+    /// Words for a person.
+    pub sentence: &'a str,
+    /// JSON, without patient data.
+    pub summary: &'a str,
+}
+
+/// Ends a job and queues its objects for every archive, in one transaction. Repeating it is harmless.
+///
+/// # Errors
+/// The database's.
+pub fn finish_job(
+    conn: &mut Connection,
+    id: i64,
+    ending: &Ending<'_>,
+    outputs: &[Output],
+    archives: &[String],
+    now_ms: i64,
+) -> rusqlite::Result<()> {
+    let tx = conn.transaction()?;
+    let changed = tx.execute(
+        "UPDATE job SET state = ?2, code = ?3, sentence = ?4, summary = ?5, finished_ms = ?6
+         WHERE id = ?1 AND state = 'pending'",
+        params![id, ending.state.word(), ending.code, ending.sentence, ending.summary, now_ms],
+    )?;
+    // A generation that was superseded while it ran must not deliver.
+    if changed == 1 {
+        for output in outputs {
+            for archive in archives {
+                tx.execute(
+                    "INSERT OR IGNORE INTO outbox (job_id, kind, sop_instance_uid, path, archive, state)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                    params![
+                        id,
+                        output.kind,
+                        output.sop_instance_uid,
+                        output.path,
+                        archive,
+                        if output.held { "held" } else { "pending" }
+                    ],
+                )?;
+            }
+        }
+    }
+    tx.commit()
+}
+
+/// An object on its way to an archive.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Delivery {
+    /// Row id.
+    pub id: i64,
+    /// The job that made it.
+    pub job_id: i64,
+    /// `seg`, `sr`, `text`, `sc`.
+    pub kind: String,
+    /// Its SOP Instance UID.
+    pub sop_instance_uid: String,
+    /// Its file, relative to the state directory.
+    pub path: String,
+    /// The archive's key: `AE@host:port`.
+    pub archive: String,
+    /// `pending`, `sent`, `committed`, `held` or `failed`.
+    pub state: String,
+    /// How often it was tried.
+    pub attempts: i64,
+    /// Next attempt, Unix milliseconds.
+    pub next_ms: i64,
+    /// When the archive took it, Unix milliseconds.
+    pub sent_ms: Option<i64>,
+    /// What the last attempt said.
+    pub last_error: String,
+}
+
+fn delivery(row: &Row<'_>) -> rusqlite::Result<Delivery> {
+    Ok(Delivery {
+        id: row.get("id")?,
+        job_id: row.get("job_id")?,
+        kind: row.get("kind")?,
+        sop_instance_uid: row.get("sop_instance_uid")?,
+        path: row.get("path")?,
+        archive: row.get("archive")?,
+        state: row.get("state")?,
+        attempts: row.get("attempts")?,
+        next_ms: row.get("next_ms")?,
+        sent_ms: row.get("sent_ms")?,
+        last_error: row.get("last_error")?,
+    })
+}
+
+/// Deliveries to one archive that are due, oldest first, at most `limit`.
+///
+/// # Errors
+/// The database's.
+pub fn due(conn: &Connection, archive: &str, now_ms: i64, limit: usize) -> rusqlite::Result<Vec<Delivery>> {
+    conn.prepare(
+        "SELECT * FROM outbox WHERE state = 'pending' AND archive = ?1 AND next_ms <= ?2 ORDER BY id LIMIT ?3",
+    )?
+    .query_map(params![archive, now_ms, limit as i64], delivery)?
+    .collect()
+}
+
+/// When the next delivery is due, if any is pending.
+///
+/// # Errors
+/// The database's.
+pub fn next_due(conn: &Connection) -> rusqlite::Result<Option<i64>> {
+    conn.query_row("SELECT min(next_ms) FROM outbox WHERE state = 'pending'", [], |r| r.get(0))
+}
+
+/// What became of an attempt to deliver.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Attempt {
+    /// The archive took it.
+    Sent,
+    /// Try again at this time (Unix milliseconds).
+    Retry(i64, String),
+    /// The archive refuses it for good.
+    Failed(String),
+}
+
+/// Records an attempt.
+///
+/// # Errors
+/// The database's.
+pub fn record_attempt(conn: &Connection, id: i64, attempt: &Attempt, now_ms: i64) -> rusqlite::Result<()> {
+    let (state, next, sent, error) = match attempt {
+        Attempt::Sent => ("sent", 0, Some(now_ms), ""),
+        Attempt::Retry(at, error) => ("pending", *at, None, error.as_str()),
+        Attempt::Failed(error) => ("failed", 0, None, error.as_str()),
+    };
+    conn.execute(
+        "UPDATE outbox SET state = ?2, attempts = attempts + 1, next_ms = ?3, sent_ms = ?4, last_error = ?5
+         WHERE id = ?1 AND state = 'pending'",
+        params![id, state, next, sent, error],
+    )?;
+    Ok(())
+}
+
+/// Delay before attempt `attempts + 1`, milliseconds: 2 s, doubling to 10 minutes. Attempts have no end: an archive
+/// that was away for a week-end gets everything on Monday.
+pub fn back_off_ms(attempts: i64) -> i64 {
+    2_000i64.saturating_mul(1 << attempts.clamp(0, 20)).min(600_000)
+}
+
+/// Jobs, newest first, at most `limit`.
+///
+/// # Errors
+/// The database's.
+pub fn jobs(conn: &Connection, limit: usize) -> rusqlite::Result<Vec<Job>> {
+    conn.prepare("SELECT * FROM job ORDER BY id DESC LIMIT ?1")?.query_map([limit as i64], job)?.collect()
+}
+
+/// Everything in the outbox of one job.
+///
+/// # Errors
+/// The database's.
+pub fn deliveries(conn: &Connection, job_id: i64) -> rusqlite::Result<Vec<Delivery>> {
+    conn.prepare("SELECT * FROM outbox WHERE job_id = ?1 ORDER BY id")?.query_map([job_id], delivery)?.collect()
+}
+
+/// Number of outbox rows by state.
+///
+/// # Errors
+/// The database's.
+pub fn outbox_counts(conn: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
+    conn.prepare("SELECT state, count(*) FROM outbox GROUP BY state ORDER BY state")?
+        .query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn db() -> Connection {
+        let c = Connection::open_in_memory().unwrap();
+        c.execute_batch(MIGRATION).unwrap();
+        c
+    }
+
+    fn done() -> Ending<'static> {
+        Ending { state: JobState::Done, code: "", sentence: "", summary: "{}" }
+    }
+
+    fn seg() -> Output {
+        Output { kind: "seg".into(), sop_instance_uid: "2.25.1".into(), path: "r/1/seg.dcm".into(), held: false }
+    }
+
+    #[test]
+    fn the_same_instances_make_no_second_generation() {
+        let mut c = db();
+        let first = open_job(&mut c, "1.2", &[1, 2], "quiet", 10, 9).unwrap().unwrap();
+        assert_eq!(first.generation, 1);
+        assert!(open_job(&mut c, "1.2", &[2, 1], "quiet", 11, 9).unwrap().is_none());
+        let second = open_job(&mut c, "1.2", &[1, 2, 3], "late slice", 12, 11).unwrap().unwrap();
+        assert_eq!(second.generation, 2);
+        let all = jobs(&c, 10).unwrap();
+        assert!(all[1].superseded && all[1].state == JobState::Failed && !all[0].superseded);
+    }
+
+    #[test]
+    fn an_attempt_is_counted_before_the_work() {
+        let mut c = db();
+        open_job(&mut c, "1.2", &[1], "quiet", 10, 9).unwrap();
+        assert_eq!(take_job(&mut c, 20).unwrap().unwrap().attempts, 1);
+        // The process died; the next start takes it again.
+        let j = take_job(&mut c, 20).unwrap().unwrap();
+        assert_eq!(j.attempts, 2);
+        retry_job(&c, j.id, 100, "disk").unwrap();
+        assert!(take_job(&mut c, 99).unwrap().is_none());
+        assert!(take_job(&mut c, 100).unwrap().is_some());
+    }
+
+    #[test]
+    fn finishing_twice_queues_once() {
+        let mut c = db();
+        let j = open_job(&mut c, "1.2", &[1], "quiet", 10, 9).unwrap().unwrap();
+        let archives = ["A@h:1".to_string(), "B@h:2".to_string()];
+        finish_job(&mut c, j.id, &done(), &[seg()], &archives, 20).unwrap();
+        finish_job(&mut c, j.id, &done(), &[seg()], &archives, 21).unwrap();
+        assert_eq!(deliveries(&c, j.id).unwrap().len(), 2);
+        assert!(take_job(&mut c, 1000).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_superseded_generation_does_not_deliver() {
+        let mut c = db();
+        let first = open_job(&mut c, "1.2", &[1], "quiet", 10, 9).unwrap().unwrap();
+        open_job(&mut c, "1.2", &[1, 2], "late", 12, 11).unwrap();
+        finish_job(&mut c, first.id, &done(), &[seg()], &["A@h:1".into()], 20).unwrap();
+        assert!(deliveries(&c, first.id).unwrap().is_empty());
+    }
+
+    #[test]
+    fn deliveries_are_retried_with_growing_delay() {
+        let mut c = db();
+        let j = open_job(&mut c, "1.2", &[1], "quiet", 10, 9).unwrap().unwrap();
+        finish_job(&mut c, j.id, &done(), &[seg()], &["A@h:1".into()], 20).unwrap();
+        let d = due(&c, "A@h:1", 20, 10).unwrap().remove(0);
+        record_attempt(&c, d.id, &Attempt::Retry(20 + back_off_ms(0), "refused".into()), 20).unwrap();
+        assert!(due(&c, "A@h:1", 2_019, 10).unwrap().is_empty());
+        assert_eq!(next_due(&c).unwrap(), Some(2_020));
+        let d = due(&c, "A@h:1", 2_020, 10).unwrap().remove(0);
+        assert_eq!((d.attempts, d.last_error.as_str()), (1, "refused"));
+        record_attempt(&c, d.id, &Attempt::Sent, 3_000).unwrap();
+        assert_eq!(outbox_counts(&c).unwrap(), vec![("sent".to_string(), 1)]);
+        assert!(back_off_ms(1) > back_off_ms(0) && back_off_ms(60) == 600_000);
+    }
+}
