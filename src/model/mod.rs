@@ -1,3 +1,4 @@
 //! The network, written once over [`ops::Ops`]: run eagerly with gradients to train, emitted as ONNX to serve.
 
+pub mod network;
 pub mod ops;
