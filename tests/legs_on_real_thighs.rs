@@ -99,7 +99,9 @@ fn the_right_legs_crop_holds_all_labels() {
             unmasked += usize::from(!right.leg.mask[i]);
         }
         if outside > 0 || unmasked * 200 > all {
-            bad.push(format!("{name}: of {all} labelled voxels {outside} lie outside the crop, {unmasked} outside the leg"));
+            bad.push(format!(
+                "{name}: of {all} labelled voxels {outside} lie outside the crop, {unmasked} outside the leg"
+            ));
         }
         // There and back at the crop's resolution loses little: the boundary only.
         let z = volume.geometry.dims[2] / 2;

@@ -2,6 +2,7 @@
 
 mod geometry;
 pub mod morphology;
+pub mod phantom;
 mod volume;
 
 pub use geometry::Geometry;
