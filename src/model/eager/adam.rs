@@ -59,10 +59,11 @@ impl Adam {
         let c = self.config;
         for (name, g) in gradients.iter() {
             let Some(value) = params.value_mut(name) else { continue };
-            let m = self
-                .moments
-                .entry(name.to_owned())
-                .or_insert_with(|| Moments { steps: 0, mean: vec![0.0; g.len()], square: vec![0.0; g.len()] });
+            let m = self.moments.entry(name.to_owned()).or_insert_with(|| Moments {
+                steps: 0,
+                mean: vec![0.0; g.len()],
+                square: vec![0.0; g.len()],
+            });
             m.steps += 1;
             let t = f64::from(m.steps);
             let correct_mean = 1.0 - f64::from(c.beta1).powf(t);

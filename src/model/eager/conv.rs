@@ -27,7 +27,10 @@ impl Conv {
     fn new(x: &[usize], w: &[usize], stride: usize, pad: usize, groups: usize) -> Self {
         let (&[n, c, h, wd], &[o, cg, k, k2]) = (x, w) else { panic!("conv2d of {x:?} by {w:?}") };
         let fits = k == k2 && groups > 0 && c == cg * groups && o % groups == 0;
-        assert!(fits && h + 2 * pad >= k && wd + 2 * pad >= k && stride > 0, "conv2d of {x:?} by {w:?}, {groups} groups");
+        assert!(
+            fits && h + 2 * pad >= k && wd + 2 * pad >= k && stride > 0,
+            "conv2d of {x:?} by {w:?}, {groups} groups"
+        );
         let out = |extent: usize| (extent + 2 * pad - k) / stride + 1;
         Conv { n, c, h, w: wd, o, oh: out(h), ow: out(wd), k, stride, pad, groups }
     }

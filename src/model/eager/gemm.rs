@@ -45,6 +45,14 @@ pub(super) fn gemm(out: &mut [f32], a: Mat<'_>, b: Mat<'_>, fresh: bool, bias: B
     if a.view.rows() == 1 {
         return row_by_matrix(out, a.data, b, fresh, &bias);
     }
+    if b.view.cols() == 1 {
+        let bias = match bias {
+            Bias::None => Bias::None,
+            Bias::PerRow(b) => Bias::PerColumn(b),
+            Bias::PerColumn(b) => Bias::PerRow(b),
+        };
+        return row_by_matrix(out, b.data, a.t(), fresh, &bias);
+    }
     let options = GemmOptions {
         beta: if fresh { 0.0 } else { 1.0 },
         bias: match bias {
@@ -60,7 +68,8 @@ pub(super) fn gemm(out: &mut [f32], a: Mat<'_>, b: Mat<'_>, fresh: bool, bias: B
     }
 }
 
-/// A product with a single row. The executor splits these by the number of threads, and its rounding with them; this one does not.
+/// A product with a single row (a single column is the same, transposed). The executor splits these by the number of threads, and
+/// its rounding with them; this one does not.
 fn row_by_matrix(out: &mut [f32], a: &[f32], b: Mat<'_>, fresh: bool, bias: &Bias<'_>) {
     let (depth, columns) = (a.len(), out.len());
     pieces(out, rows_per_piece(depth), |start, out| {

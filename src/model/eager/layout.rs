@@ -99,9 +99,9 @@ impl Eager {
         let (outer, inner) = around(&shape, axis);
         let (part, whole, skip) = ((end - start) * inner, extent * inner, start * inner);
         let mut out = Buf::stale(outer * part);
-        if part > 0 {
+        if let Some(rows) = CHUNK.checked_div(part) {
             let data = x.data();
-            pieces(&mut out, (CHUNK / part).max(1) * part, |at, out| {
+            pieces(&mut out, rows.max(1) * part, |at, out| {
                 for (i, out) in out.chunks_exact_mut(part).enumerate() {
                     let from = (at / part + i) * whole + skip;
                     out.copy_from_slice(&data[from..from + part]);

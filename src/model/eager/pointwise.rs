@@ -9,7 +9,14 @@ use super::simd::{self, CHUNK, erf_and_gauss, exp, map, map2, pieces, rows_per_p
 use super::{Eager, Var};
 
 /// `f` over pairs of values with NumPy broadcasting, into `shape`, the common shape.
-fn zip(x: &[f32], xs: &[usize], y: &[f32], ys: &[usize], shape: &[usize], f: impl Fn(f32, f32) -> f32 + Sync + Copy) -> Buf {
+fn zip(
+    x: &[f32],
+    xs: &[usize],
+    y: &[f32],
+    ys: &[usize],
+    shape: &[usize],
+    f: impl Fn(f32, f32) -> f32 + Sync + Copy,
+) -> Buf {
     let len = shape.iter().product::<usize>();
     if x.len() == len && y.len() == len {
         return map2(x, y, f);
@@ -197,12 +204,7 @@ impl Eager {
     }
 
     pub(super) fn sigmoid_op(&self, x: &Var) -> Var {
-        self.unary_by_outcome(
-            x,
-            #[inline(always)]
-            |x| sigmoid(x),
-            |g, y| g * y * (1.0 - y),
-        )
+        self.unary_by_outcome(x, sigmoid, |g, y| g * y * (1.0 - y))
     }
 
     pub(super) fn sin_op(&self, x: &Var) -> Var {
@@ -219,12 +221,7 @@ impl Eager {
 
     /// e^x.
     pub fn exp(&self, x: &Var) -> Var {
-        self.unary_by_outcome(
-            x,
-            #[inline(always)]
-            |x| exp(x),
-            |g, y| g * y,
-        )
+        self.unary_by_outcome(x, exp, |g, y| g * y)
     }
 
     /// Square root; the gradient at 0 is that at the smallest normal number.

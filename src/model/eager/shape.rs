@@ -103,15 +103,11 @@ impl<const K: usize> Axes<K> {
             f(offset);
             for i in (0..outer.len()).rev() {
                 at[i] += 1;
-                for k in 0..K {
-                    offset[k] += self.strides[i][k];
-                }
+                offset.iter_mut().zip(&self.strides[i]).for_each(|(o, s)| *o += s);
                 if at[i] < outer[i] {
                     break;
                 }
-                for k in 0..K {
-                    offset[k] -= self.strides[i][k] * outer[i];
-                }
+                offset.iter_mut().zip(&self.strides[i]).for_each(|(o, s)| *o -= s * outer[i]);
                 at[i] = 0;
             }
         }

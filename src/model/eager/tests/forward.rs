@@ -24,8 +24,7 @@ fn conv2d() {
         (1, 2, 5, 6, 2, 3, 1, 0, 2),
         (1, 40, 64, 64, 40, 3, 1, 1, 40),
     ] {
-        let (x, wt, b) =
-            (random_var(1, &[n, c, h, w]), random_var(2, &[o, c / groups, k, k]), random_var(3, &[o]));
+        let (x, wt, b) = (random_var(1, &[n, c, h, w]), random_var(2, &[o, c / groups, k, k]), random_var(3, &[o]));
         let y = e.conv2d(&x, &wt, Some(&b), stride, pad, groups);
         let (oh, ow) = ((h + 2 * pad - k) / stride + 1, (w + 2 * pad - k) / stride + 1);
         assert_eq!(y.shape(), [n, o, oh, ow]);
@@ -74,7 +73,9 @@ fn conv_transpose2x2() {
 #[test]
 fn products() {
     let e = eager();
-    for (batch, m, k, n) in [(6, 49, 32, 49), (1, 1, 100, 30), (2, 1, 4, 50_000), (3, 1, 40_000, 5), (2, 70, 300, 1), (1, 130, 64, 200)] {
+    for (batch, m, k, n) in
+        [(6, 49, 32, 49), (1, 1, 100, 30), (2, 1, 4, 50_000), (3, 1, 40_000, 5), (2, 70, 300, 1), (1, 130, 64, 200)]
+    {
         let (a, b) = (random_var(1, &[batch, m, k]), random_var(2, &[batch, k, n]));
         let (av, bv) = (wide(&a), wide(&b));
         let mut want = Vec::new();

@@ -85,7 +85,11 @@ fn composed_network_has_the_gradient_of_its_differences() {
             let (up, down) = (value(old + 0.01), value(old - 0.01));
             value(old);
             let numeric = (up - down) / 0.02;
-            assert!((f64::from(g[at]) - numeric).abs() < 3e-3 * (1.0 + numeric.abs()), "{name}[{at}]: {} {numeric}", g[at]);
+            assert!(
+                (f64::from(g[at]) - numeric).abs() < 3e-3 * (1.0 + numeric.abs()),
+                "{name}[{at}]: {} {numeric}",
+                g[at]
+            );
         }
     }
     check("the image", &[&[1, 3, 8, 8]], forward_of);
