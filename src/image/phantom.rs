@@ -498,18 +498,15 @@ impl Limb {
             }
         }
         let mut hull = [f64::INFINITY; DIRECTIONS];
-        for i in 0..DIRECTIONS {
+        for (i, radius) in hull.iter_mut().enumerate() {
             for (j, h) in support.iter().enumerate() {
                 let cos = direction((i + DIRECTIONS - j) % DIRECTIONS).1;
                 if cos > 0.05 {
-                    hull[i] = hull[i].min(h / cos);
+                    *radius = radius.min(h / cos);
                 }
             }
         }
-        let mut compartment = [0f64; DIRECTIONS];
-        for i in 0..DIRECTIONS {
-            compartment[i] = 0.3 * reach[i] + 0.7 * hull[i];
-        }
+        let compartment: [f64; DIRECTIONS] = std::array::from_fn(|i| 0.3 * reach[i] + 0.7 * hull[i]);
         Section { balls, compartment: smooth(&compartment, 2), hull: smooth(&hull, 6) }
     }
 

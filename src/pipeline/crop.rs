@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::legs::{Leg, LegError, find_legs, percentile};
 use crate::engine::Tensor;
 use crate::image::{Geometry, Plane, Volume};
+use crate::segex::LegFrame;
 use crate::terms::Side;
 
 /// Channel means of the images that SAM was trained on, 0 to 255.
@@ -288,6 +289,11 @@ pub struct LegView {
 }
 
 impl LegView {
+    /// The leg's box and orientation, against which SegEx measures shapes.
+    pub fn frame(&self, geometry: &Geometry) -> LegFrame {
+        LegFrame { bounds: self.leg.bounds, flip: self.crop.flip, spacing: [geometry.spacing[0], geometry.spacing[1]] }
+    }
+
     /// Slice `z` through the crop, 0..255, `[S, S]`.
     pub fn grey(&self, volume: &Volume, z: usize) -> Plane<f32> {
         let mut plane = self.crop.sample(&volume.plane(z));

@@ -1,11 +1,19 @@
 //! A volume in, masks and grades out: legs, prompts, decoding, post-processing.
 
+mod compose;
 mod crop;
 mod legs;
+mod networks;
 mod phantom_dicom;
+mod prompt;
 mod result;
+mod segmenter;
 
+pub use compose::{CleanUp, Composed, clean_up, compose};
 pub use crop::{Crop, CropRule, LegView, SAM_MEAN, SAM_STD, Window, leg_views, to_input};
 pub use legs::{Leg, LegError, Legs, find_legs};
+pub use networks::{ClassifierOutput, DecoderOutput, Networks, planes};
 pub use phantom_dicom::{PhantomSeries, PhantomWriteError, write_dicom_series};
+pub use prompt::{BoxPrompt, PromptRule, cam_box, jitter, true_box};
 pub use result::{SegmentInfo, Segmentation, StepTime};
+pub use segmenter::{ModelInfo, PipelineError, Progress, SegmentOptions, Segmenter};

@@ -1,0 +1,548 @@
+//! Segments a volume: legs, crops, encoding, presence, prompts, decoding, composing, clean-up, grading.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::compose::{CleanUp, clean_up, compose};
+use super::crop::{CropRule, LegView, leg_views};
+use super::legs::LegError;
+use super::networks::{ClassifierOutput, DecoderOutput, Networks};
+use super::prompt::{PromptRule, cam_box, jitter};
+use super::{SegmentInfo, Segmentation, StepTime};
+use crate::engine::{EngineError, Tensor};
+use crate::image::{LabelMap, Volume};
+use crate::segex::{LegInput, SegexInput, ShapeStatistics, StructureInput, assess};
+use crate::terms::{Side, Task};
+
+/// Why a volume was not segmented; each message can be shown to a person.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// No leg, or not axial.
+    #[error(transparent)]
+    Legs(#[from] LegError),
+    /// The classifier saw too little of the task.
+    #[error(
+        "this does not look like the body part of task {task}: its structures were seen on {seen} of {slices} slices only"
+    )]
+    NotThisTask {
+        /// The task's name.
+        task: String,
+        /// Slices with at least one structure, on the better leg.
+        seen: usize,
+        /// Slices of the volume.
+        slices: usize,
+    },
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The model cannot serve this task or volume.
+    #[error("the model cannot be used: {0}")]
+    Model(String),
+}
+
+/// What runs: the adapter's task and rules.
+#[derive(Clone, Debug)]
+pub struct ModelInfo {
+    /// The structures, in the order of the network's outputs.
+    pub task: Task,
+    /// How legs are cropped.
+    pub crop: CropRule,
+    /// Adapter name and version, as written into results.
+    pub adapter: String,
+    /// The adapter's sha256, hex.
+    pub adapter_sha256: String,
+    /// Shapes of the labelled slices; may be empty.
+    pub shapes: Vec<ShapeStatistics>,
+}
+
+/// How to segment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SegmentOptions {
+    /// A structure is present where its smoothed probability is at least this.
+    pub presence: f32,
+    /// Augmented passes of the decoder (jittered boxes) besides the first.
+    pub passes: usize,
+    /// Standard deviation of the box jitter, as a fraction of the box.
+    pub jitter: f32,
+    /// Slices worked on at once.
+    pub threads: usize,
+    /// From activation map to box.
+    pub prompt: PromptRule,
+    /// Clean-up in 3-D.
+    pub clean_up: CleanUp,
+    /// A leg is refused when fewer than this share of its slices show any structure.
+    pub least_seen: f64,
+    /// Decides the jitter.
+    pub seed: u64,
+}
+
+impl Default for SegmentOptions {
+    fn default() -> Self {
+        SegmentOptions {
+            presence: 0.5,
+            passes: 2,
+            jitter: 0.04,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            prompt: PromptRule::default(),
+            clean_up: CleanUp::default(),
+            least_seen: 0.2,
+            seed: 0,
+        }
+    }
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// `legs`, `encode`, `decode`, `clean`, `assess`.
+    pub step: &'static str,
+    /// Done of `total` in this step.
+    pub done: usize,
+    /// Items of this step.
+    pub total: usize,
+}
+
+/// Segments volumes with one model.
+pub struct Segmenter {
+    networks: Box<dyn Networks>,
+    model: ModelInfo,
+}
+
+/// One slice of one leg after the encoder and the classifier.
+struct Seen {
+    embedding: Tensor,
+    classified: ClassifierOutput,
+}
+
+/// One slice of one leg after the decoder: label planes over the crop's window.
+struct Decoded {
+    labels: Vec<u8>,
+    entropy: Vec<f32>,
+    passes: Vec<Vec<u8>>,
+    iou: Vec<f32>,
+    fallbacks: usize,
+}
+
+impl Segmenter {
+    /// A segmenter from a network and what it was trained for.
+    ///
+    /// # Errors
+    /// [`PipelineError::Model`] where the task does not fit the network or label maps (127 structures at most).
+    pub fn new(networks: Box<dyn Networks>, model: ModelInfo) -> Result<Self, PipelineError> {
+        let k = model.task.structures.len();
+        if k == 0 || k > 127 || k != networks.structures() {
+            return Err(PipelineError::Model(format!(
+                "task {} has {k} structures, the network has {} (1 to 127 are possible)",
+                model.task.name,
+                networks.structures()
+            )));
+        }
+        Ok(Segmenter { networks, model })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+
+    /// Segments and grades a volume. `hint` is the header's laterality, used for a single leg; `progress` may be called
+    /// from several threads.
+    ///
+    /// # Errors
+    /// [`PipelineError`]: no leg, not the task's body part, or the engine failed.
+    pub fn segment(
+        &self,
+        volume: &Volume,
+        hint: Option<Side>,
+        options: &SegmentOptions,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Segmentation, PipelineError> {
+        let mut clock = Stopwatch::new();
+        progress(Progress { step: "legs", done: 0, total: 1 });
+        let (views, mut remarks) = leg_views(volume, self.model.crop, self.networks.input_size(), hint)?;
+        clock.lap("legs");
+        let nz = volume.geometry.dims[2];
+        let items: Vec<(usize, usize)> = (0..views.len()).flat_map(|l| (0..nz).map(move |z| (l, z))).collect();
+
+        let seen = parallel(
+            &items,
+            options.threads,
+            |done| progress(Progress { step: "encode", done, total: items.len() }),
+            |&(l, z)| {
+                let embedding = self.networks.encode(&views[l].input(volume, z))?;
+                let classified = self.networks.classify(&embedding)?;
+                self.check(&classified)?;
+                Ok(Seen { embedding, classified })
+            },
+        )?;
+        clock.lap("encode");
+
+        let presence = self.presence(&seen, views.len(), nz);
+        let used = self.legs_with_task(&views, &presence, nz, options, &mut remarks)?;
+        let items: Vec<(usize, usize)> = items.into_iter().filter(|(l, _)| used[*l]).collect();
+        let decoded = parallel(
+            &items,
+            options.threads,
+            |done| progress(Progress { step: "decode", done, total: items.len() }),
+            |&(l, z)| {
+                let present: Vec<bool> =
+                    (0..self.model.task.structures.len()).map(|k| presence[l][k][z] >= options.presence).collect();
+                self.decode(volume, &views, (l, z), &seen[l * nz + z], &present, options)
+            },
+        )?;
+        drop(seen);
+        clock.lap("decode");
+
+        progress(Progress { step: "clean", done: 0, total: 1 });
+        let mut maps = Maps::assemble(volume, &views, &items, &decoded, self.model.task.structures.len(), options);
+        let fallbacks: usize = decoded.iter().map(|d| d.fallbacks).sum();
+        if fallbacks > 0 {
+            remarks.push(format!("{fallbacks} prompts had no evidence in the activation map and took the whole crop"));
+        }
+        let k = self.model.task.structures.len();
+        clean_up(
+            &mut maps.labels.data,
+            volume.geometry.dims,
+            volume.geometry.spacing,
+            (views.len() * k) as u8,
+            &options.clean_up,
+        );
+        clock.lap("clean");
+
+        progress(Progress { step: "assess", done: 0, total: 1 });
+        let iou = estimates(&items, &decoded, views.len(), k, nz);
+        let (segments, report) = self.grade(volume, &views, &used, &mut maps, &presence, &iou, options);
+        clock.lap("assess");
+        remarks.extend(uncovered(&maps.labels));
+        Ok(Segmentation {
+            labels: maps.labels,
+            segments,
+            report,
+            engine: self.networks.identity(),
+            adapter: self.model.adapter.clone(),
+            adapter_sha256: self.model.adapter_sha256.clone(),
+            remarks,
+            times: clock.times,
+        })
+    }
+
+    fn check(&self, c: &ClassifierOutput) -> Result<(), PipelineError> {
+        let k = self.model.task.structures.len();
+        if c.logits.len() != k || c.cams.len() != k {
+            return Err(PipelineError::Model(format!(
+                "the classifier gave {} logits and {} maps for {k} structures",
+                c.logits.len(),
+                c.cams.len()
+            )));
+        }
+        Ok(())
+    }
+
+    /// Probability of presence by leg, structure and slice, smoothed over neighbouring slices (1, 2, 1).
+    fn presence(&self, seen: &[Seen], legs: usize, nz: usize) -> Vec<Vec<Vec<f32>>> {
+        (0..legs)
+            .map(|l| {
+                (0..self.model.task.structures.len())
+                    .map(|k| {
+                        let p = |z: usize| sigmoid(seen[l * nz + z].classified.logits[k]);
+                        (0..nz)
+                            .map(|z| 0.25 * p(z.saturating_sub(1)) + 0.5 * p(z) + 0.25 * p((z + 1).min(nz - 1)))
+                            .collect()
+                    })
+                    .collect()
+            })
+            .collect()
+    }
+
+    /// Which legs show the task; a refusal where none does.
+    fn legs_with_task(
+        &self,
+        views: &[LegView],
+        presence: &[Vec<Vec<f32>>],
+        nz: usize,
+        options: &SegmentOptions,
+        remarks: &mut Vec<String>,
+    ) -> Result<Vec<bool>, PipelineError> {
+        let seen: Vec<usize> = presence
+            .iter()
+            .map(|leg| (0..nz).filter(|&z| leg.iter().any(|k| k[z] >= options.presence)).count())
+            .collect();
+        let used: Vec<bool> = seen.iter().map(|&n| n > 0 && n as f64 >= options.least_seen * nz as f64).collect();
+        if !used.contains(&true) {
+            return Err(PipelineError::NotThisTask {
+                task: self.model.task.name.clone(),
+                seen: seen.into_iter().max().unwrap_or(0),
+                slices: nz,
+            });
+        }
+        for ((view, used), n) in views.iter().zip(&used).zip(&seen) {
+            let side = view.leg.side.map_or("only", Side::word);
+            if !used {
+                remarks.push(format!("the {side} leg was left out: structures were seen on {n} of {nz} slices only"));
+            }
+        }
+        Ok(used)
+    }
+
+    fn decode(
+        &self,
+        volume: &Volume,
+        views: &[LegView],
+        (l, z): (usize, usize),
+        seen: &Seen,
+        present: &[bool],
+        options: &SegmentOptions,
+    ) -> Result<Decoded, PipelineError> {
+        let view = &views[l];
+        let k = present.len();
+        let boxes: Vec<_> = seen.classified.cams.iter().map(|c| cam_box(c, &options.prompt)).collect();
+        let fallbacks = boxes.iter().zip(present).filter(|(b, p)| b.fallback && **p).count();
+        let plane = volume.geometry.plane();
+        // A voxel of the other leg is never given to this one.
+        let allowed = |i: usize| views.iter().enumerate().all(|(o, v)| o == l || !v.leg.mask[z * plane + i]);
+        let mut sum: Option<DecoderOutput> = None;
+        let mut passes = Vec::with_capacity(options.passes + 1);
+        if !present.contains(&true) {
+            let [x0, y0, x1, y1] = view.crop.window();
+            let n = (x1 - x0) * (y1 - y0);
+            return Ok(Decoded {
+                labels: vec![0; n],
+                entropy: vec![0.0; n],
+                passes: vec![vec![0; n]; if options.passes > 0 { options.passes + 1 } else { 0 }],
+                iou: vec![0.0; k],
+                fallbacks,
+            });
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(options.seed ^ ((l as u64) << 32 | z as u64));
+        for pass in 0..=options.passes {
+            let corners: Vec<[f32; 4]> = boxes
+                .iter()
+                .map(|b| if pass == 0 { b.corners } else { jitter(b.corners, options.jitter, &mut rng) })
+                .collect();
+            let out = self.networks.decode(&seen.embedding, &corners)?;
+            if out.masks.len() != k || out.iou.len() != k {
+                return Err(PipelineError::Model(format!(
+                    "the decoder gave {} masks for {k} structures",
+                    out.masks.len()
+                )));
+            }
+            if options.passes > 0 {
+                passes.push(compose(&view.crop, &out.masks, present, allowed).labels);
+            }
+            match &mut sum {
+                None => sum = Some(out),
+                Some(s) => add(s, &out),
+            }
+        }
+        let Some(mut mean) = sum else { return Err(PipelineError::Model("no pass was run".into())) };
+        let n = (options.passes + 1) as f32;
+        mean.masks.iter_mut().for_each(|m| m.data.iter_mut().for_each(|v| *v /= n));
+        let composed = compose(&view.crop, &mean.masks, present, allowed);
+        Ok(Decoded {
+            labels: composed.labels,
+            entropy: composed.entropy,
+            passes,
+            iou: mean.iou.iter().map(|v| v / n).collect(),
+            fallbacks,
+        })
+    }
+
+    /// Numbers the segments that are not empty from 1, right leg first, and grades all that are expected.
+    #[allow(clippy::too_many_arguments)]
+    fn grade(
+        &self,
+        volume: &Volume,
+        views: &[LegView],
+        used: &[bool],
+        maps: &mut Maps,
+        presence: &[Vec<Vec<f32>>],
+        iou: &[Vec<Vec<f32>>],
+        options: &SegmentOptions,
+    ) -> (Vec<SegmentInfo>, crate::segex::Report) {
+        let k = self.model.task.structures.len();
+        let mut counts = vec![0usize; views.len() * k + 1];
+        for &l in &maps.labels.data {
+            counts[l as usize] += 1;
+        }
+        let mut renumber = vec![0u8; counts.len()];
+        let mut segments = Vec::new();
+        let mut structures = Vec::new();
+        for (l, view) in views.iter().enumerate().filter(|(l, _)| used[*l]) {
+            for (s, structure) in self.model.task.structures.iter().enumerate() {
+                let old = l * k + s + 1;
+                let expected = presence[l][s].iter().any(|p| *p >= options.presence);
+                if counts[old] > 0 {
+                    renumber[old] = segments.len() as u8 + 1;
+                    segments.push(SegmentInfo {
+                        label: renumber[old],
+                        structure: structure.clone(),
+                        side: view.leg.side,
+                    });
+                } else if !expected {
+                    continue;
+                }
+                structures.push(StructureInput {
+                    structure,
+                    side: view.leg.side,
+                    label: renumber[old],
+                    leg: l,
+                    presence: &presence[l][s],
+                    iou: &iou[l][s],
+                });
+            }
+        }
+        for map in std::iter::once(&mut maps.labels).chain(&mut maps.passes) {
+            map.data.iter_mut().for_each(|v| *v = renumber[*v as usize]);
+        }
+        let report = assess(&SegexInput {
+            volume,
+            labels: &maps.labels,
+            passes: &maps.passes,
+            entropy: &maps.entropy,
+            legs: views.iter().map(|v| LegInput { mask: &v.leg.mask, frame: v.frame(&volume.geometry) }).collect(),
+            structures,
+            shapes: &self.model.shapes,
+        });
+        (segments, report)
+    }
+}
+
+/// Label maps and entropy on the source grid.
+struct Maps {
+    labels: LabelMap,
+    passes: Vec<LabelMap>,
+    entropy: Vec<f32>,
+}
+
+impl Maps {
+    fn assemble(
+        volume: &Volume,
+        views: &[LegView],
+        items: &[(usize, usize)],
+        decoded: &[Decoded],
+        k: usize,
+        options: &SegmentOptions,
+    ) -> Self {
+        let g = &volume.geometry;
+        let passes = if options.passes > 0 { options.passes + 1 } else { 0 };
+        let mut maps = Maps {
+            labels: LabelMap::empty(g.clone()),
+            passes: vec![LabelMap::empty(g.clone()); passes],
+            entropy: vec![0.0; g.voxels()],
+        };
+        for (&(l, z), d) in items.iter().zip(decoded) {
+            let [x0, y0, x1, _] = views[l].crop.window();
+            let w = (x1 - x0).max(1);
+            let at = |i: usize| z * g.plane() + (y0 + i / w) * g.dims[0] + x0 + i % w;
+            let own = |label: u8| if label > 0 { (l * k) as u8 + label } else { 0 };
+            // Between the legs, outside both masks, the first leg to claim a voxel keeps it.
+            let put = |map: &mut LabelMap, plane: &[u8]| {
+                for (i, &label) in plane.iter().enumerate().filter(|(_, l)| **l > 0) {
+                    let v = &mut map.data[at(i)];
+                    if *v == 0 {
+                        *v = own(label);
+                    }
+                }
+            };
+            put(&mut maps.labels, &d.labels);
+            for (map, plane) in maps.passes.iter_mut().zip(&d.passes) {
+                put(map, plane);
+            }
+            for (i, e) in d.entropy.iter().enumerate() {
+                let v = &mut maps.entropy[at(i)];
+                *v = v.max(*e);
+            }
+        }
+        maps
+    }
+}
+
+fn add(sum: &mut DecoderOutput, other: &DecoderOutput) {
+    for (s, o) in sum.masks.iter_mut().zip(&other.masks) {
+        s.data.iter_mut().zip(&o.data).for_each(|(a, b)| *a += b);
+    }
+    sum.iou.iter_mut().zip(&other.iou).for_each(|(a, b)| *a += b);
+}
+
+/// The decoder's IoU estimates by leg, structure and slice.
+fn estimates(items: &[(usize, usize)], decoded: &[Decoded], legs: usize, k: usize, nz: usize) -> Vec<Vec<Vec<f32>>> {
+    let mut out = vec![vec![vec![0.0; nz]; k]; legs];
+    for (&(l, z), d) in items.iter().zip(decoded) {
+        for (s, v) in d.iou.iter().enumerate() {
+            out[l][s][z] = *v;
+        }
+    }
+    out
+}
+
+/// Sentences about empty slices at the ends of the label map.
+fn uncovered(labels: &LabelMap) -> Vec<String> {
+    let g = &labels.geometry;
+    let covered: Vec<bool> = labels.data.chunks(g.plane().max(1)).map(|p| p.iter().any(|&l| l > 0)).collect();
+    let (Some(first), Some(last)) = (covered.iter().position(|&c| c), covered.iter().rposition(|&c| c)) else {
+        return vec!["no structure was found on any slice".into()];
+    };
+    // Slices grow along the third axis; towards the head is proximal.
+    let (low, high) = if g.axes[2][2] >= 0.0 { ("distal", "proximal") } else { ("proximal", "distal") };
+    [(low, first), (high, covered.len() - 1 - last)]
+        .into_iter()
+        .filter(|(_, n)| *n > 0)
+        .map(|(end, n)| format!("no structure was found on the last {n} slices at the {end} end"))
+        .collect()
+}
+
+fn sigmoid(v: f32) -> f32 {
+    1.0 / (1.0 + (-v).exp())
+}
+
+/// Works on items with several threads, keeping their order; the first error ends the work.
+fn parallel<T: Sync, R: Send>(
+    items: &[T],
+    threads: usize,
+    done: impl Fn(usize) + Sync,
+    work: impl Fn(&T) -> Result<R, PipelineError> + Sync,
+) -> Result<Vec<R>, PipelineError> {
+    let next = AtomicUsize::new(0);
+    let finished = AtomicUsize::new(0);
+    let stop = AtomicBool::new(false);
+    let results: Mutex<Vec<(usize, Result<R, PipelineError>)>> = Mutex::new(Vec::with_capacity(items.len()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, items.len().max(1)) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(i) else { break };
+                    let r = work(item);
+                    if r.is_err() {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((i, r));
+                    done(finished.fetch_add(1, Ordering::Relaxed) + 1);
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    results.sort_by_key(|(i, _)| *i);
+    results.into_iter().map(|(_, r)| r).collect()
+}
+
+struct Stopwatch {
+    last: Instant,
+    times: Vec<StepTime>,
+}
+
+impl Stopwatch {
+    fn new() -> Self {
+        Stopwatch { last: Instant::now(), times: Vec::new() }
+    }
+    fn lap(&mut self, step: &str) {
+        let now = Instant::now();
+        self.times.push(StepTime { step: step.into(), seconds: (now - self.last).as_secs_f64() });
+        self.last = now;
+    }
+}
