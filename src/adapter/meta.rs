@@ -1,0 +1,79 @@
+//! What an adapter says of itself.
+
+use serde::{Deserialize, Serialize};
+
+use crate::pipeline::CropRule;
+use crate::segex::ShapeStatistics;
+use crate::terms::Task;
+
+/// What an adapter is, what it needs and where it came from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterMeta {
+    /// Format of the file: [`super::FORMAT`].
+    pub format: u32,
+    /// Stable name, e.g. `thigh-phantom`.
+    pub name: String,
+    /// Grows with every release of this name.
+    pub version: u32,
+    /// Version of the network's definition that it was trained with.
+    pub network_version: u32,
+    /// sha256 of the base weights' source, hex.
+    pub base_sha256: String,
+    /// The structures, in the order of class tokens and logits.
+    pub task: Task,
+    /// Edge of the network's input, pixels.
+    pub input_size: usize,
+    /// How the input square is laid over a leg.
+    pub crop: CropRule,
+    /// Low-rank updates.
+    pub lora: Lora,
+    /// When a structure is taken as present, in the task's order.
+    pub presence: Vec<Presence>,
+    /// Shape of each structure over the labelled slices, for SegEx C4; may be empty.
+    pub shape: Vec<ShapeStatistics>,
+    /// How it was made.
+    pub provenance: Provenance,
+}
+
+/// Rank of the low-rank updates; alpha / rank is folded into B.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lora {
+    /// Rank in the image encoder; 0 where it is not adapted.
+    pub encoder_rank: usize,
+    /// Rank in the mask decoder; 0 where it is not adapted.
+    pub decoder_rank: usize,
+    /// Scale numerator used in training.
+    pub alpha: f32,
+}
+
+/// The classifier's threshold for one structure.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Presence {
+    /// Structure key.
+    pub key: String,
+    /// A slice shows the structure where the classifier's probability reaches this.
+    pub threshold: f32,
+}
+
+/// How an adapter was made. Counts only: nothing that could name a patient.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// Version of this program.
+    pub tool: String,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Volumes with at least one labelled slice.
+    pub volumes: usize,
+    /// Labelled slices used.
+    pub slices: usize,
+    /// sha256 of the training settings, hex.
+    pub settings_sha256: String,
+    /// A sentence for people: what the data were.
+    pub note: String,
+}
