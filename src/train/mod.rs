@@ -1,1 +1,3 @@
 //! The training host: data sets, augmentation, losses, the loop.
+
+pub mod labels;

@@ -1,0 +1,164 @@
+use std::io::Write;
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn map(pairs: &[(&str, u8)]) -> BTreeMap<String, u8> {
+    pairs.iter().map(|(k, v)| (k.to_string(), *v)).collect()
+}
+
+fn written(bytes: &[u8]) -> tempfile::NamedTempFile {
+    let mut f = tempfile::NamedTempFile::new().unwrap();
+    f.write_all(bytes).unwrap();
+    f
+}
+
+fn image() -> Geometry {
+    let mut g = Geometry::axial([4, 3, 2], [0.5, 0.5, 5.0]);
+    g.origin = [-10.0, 20.0, -30.0];
+    g
+}
+
+fn nrrd(space: &str, origin: &str, directions: &str, kind: &str, endian: &str, data: &[u8]) -> Vec<u8> {
+    let mut b = format!(
+        "NRRD0004\n# a comment\ntype: {kind}\ndimension: 3\nspace: {space}\nsizes: 4 3 2\nspace directions: {directions}\n\
+         kinds: domain domain domain\nendian: {endian}\nencoding: raw\nspace origin: {origin}\n\n"
+    )
+    .into_bytes();
+    b.extend_from_slice(data);
+    b
+}
+
+#[test]
+fn nrrd_in_lps_and_ras_and_either_byte_order_land_on_the_same_voxels() {
+    let values: Vec<u16> = (0..24).map(|i| i % 3).collect();
+    let little: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let big: Vec<u8> = values.iter().flat_map(|v| v.to_be_bytes()).collect();
+    let lps = "(0.5,0,0) (0,0.5,0) (0,0,5)";
+    let a = written(&nrrd("left-posterior-superior", "(-10,20,-30)", lps, "short", "little", &little));
+    let ras = "(-0.5,0,0) (0,-0.5,0) (0,0,5)";
+    let b = written(&nrrd("right-anterior-superior", "(10,-20,-30)", ras, "unsigned short", "big", &big));
+    let m = map(&[("1", 7), ("2", 9)]);
+    let want: Vec<u8> = values.iter().map(|v| [0, 7, 9][*v as usize]).collect();
+    for f in [a, b] {
+        let labels = LabelImage::load(f.path()).unwrap().onto(&image(), &m, None, f.path()).unwrap();
+        assert_eq!(labels.data, want);
+    }
+    // Written with the slices from the head down: the geometry, not the order, decides.
+    let c = written(&nrrd("lps", "(-10,20,-25)", "(0.5,0,0) (0,0.5,0) (0,0,-5)", "short", "little", &little));
+    let labels = LabelImage::load(c.path()).unwrap().onto(&image(), &m, None, c.path()).unwrap();
+    assert_eq!(labels.data, [&want[12..], &want[..12]].concat());
+}
+
+#[test]
+fn a_grid_that_differs_is_refused_with_the_remedy() {
+    let data = vec![1u8; 24];
+    let said = |origin: &str, directions: &str| {
+        let f = written(&nrrd("lps", origin, directions, "uchar", "little", &data));
+        LabelImage::load(f.path()).unwrap().onto(&image(), &map(&[("1", 1)]), None, f.path()).unwrap_err().to_string()
+    };
+    assert!(said("(-9.8,20,-30)", "(0.5,0,0) (0,0.5,0) (0,0,5)").contains("0.40 voxels beside"));
+    assert!(said("(-10,20,-30)", "(0.7,0,0) (0,0.5,0) (0,0,5)").contains("grid differs"));
+    assert!(said("(90,20,-30)", "(0.5,0,0) (0,0.5,0) (0,0,5)").contains("outside the image"));
+}
+
+#[test]
+fn an_offset_places_a_cropped_grid() {
+    let f = written(&nrrd("lps", "(500,0,0)", "(0.5,0,0) (0,0.5,0) (0,0,5)", "uchar", "little", &[1u8; 24]));
+    let mut g = Geometry::axial([8, 8, 3], [0.5, 0.5, 5.0]);
+    g.origin = [1.0; 3];
+    let labels = LabelImage::load(f.path()).unwrap().onto(&g, &map(&[("1", 1)]), Some([3, 2, 1]), f.path()).unwrap();
+    assert_eq!(labels.count(1), 24);
+    assert_eq!(labels.data[(8 + 2) * 8 + 3], 1);
+    assert_eq!(labels.data[(8 + 2) * 8 + 2], 0);
+}
+
+#[test]
+fn seg_nrrd_layers_overlap_and_are_found_by_name() {
+    // Two layers on three voxels: A on 0 and 1, B on 1 and 2.
+    let header = "NRRD0005\ntype: unsigned char\ndimension: 4\nspace: lps\nsizes: 2 3 1 1\n\
+         space directions: none (1,0,0) (0,1,0) (0,0,1)\nkinds: list domain domain domain\nencoding: gzip\n\
+         space origin: (0,0,0)\nSegment0_ID:=Segment_1\nSegment0_Name:=Vastus Lateralis\nSegment1_ID:=Segment_2\n\
+         Segment1_Name:=B\nSegment1_LabelValue:=3\nSegment1_Layer:=1\n\n";
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gz.write_all(&[1, 0, 1, 3, 0, 3]).unwrap();
+    let f = written(&[header.as_bytes(), &gz.finish().unwrap()].concat());
+    let l = LabelImage::load(f.path()).unwrap();
+    let g = Geometry::axial([3, 1, 1], [1.0; 3]);
+    let onto = |m: &[(&str, u8)]| l.onto(&g, &map(m), None, f.path()).map(|l| l.data);
+    assert_eq!(onto(&[("vastus lateralis", 1), ("B", 2)]).unwrap(), [1, 1, 2]);
+    assert_eq!(onto(&[("2", 4)]).unwrap(), [0, 4, 4]);
+    assert!(onto(&[("Gracilis", 1)]).unwrap_err().to_string().contains("1 Vastus Lateralis, 2 B"));
+}
+
+fn nifti(sform: bool, values: &[u8]) -> Vec<u8> {
+    let mut h = vec![0u8; 352];
+    h[0..4].copy_from_slice(&348i32.to_le_bytes());
+    for (i, v) in [3i16, 4, 3, 2, 1, 1, 1, 1].iter().enumerate() {
+        h[40 + 2 * i..42 + 2 * i].copy_from_slice(&v.to_le_bytes());
+    }
+    h[70..72].copy_from_slice(&2i16.to_le_bytes());
+    h[108..112].copy_from_slice(&352f32.to_le_bytes());
+    if sform {
+        h[254..256].copy_from_slice(&1i16.to_le_bytes());
+        let rows = [[-0.5f32, 0.0, 0.0, 10.0], [0.0, -0.5, 0.0, -20.0], [0.0, 0.0, 5.0, -30.0]];
+        for (i, v) in rows.iter().flatten().enumerate() {
+            h[280 + 4 * i..284 + 4 * i].copy_from_slice(&v.to_le_bytes());
+        }
+    } else {
+        // The same grid as a rotation by 180 degrees about z: quaternion (0, 0, 0, 1).
+        h[252..254].copy_from_slice(&1i16.to_le_bytes());
+        let f = [(76, 1.0f32), (80, 0.5), (84, 0.5), (88, 5.0), (264, 1.0), (268, 10.0), (272, -20.0), (276, -30.0)];
+        for (o, v) in f {
+            h[o..o + 4].copy_from_slice(&v.to_le_bytes());
+        }
+    }
+    h[344..348].copy_from_slice(b"n+1\0");
+    h.extend_from_slice(values);
+    h
+}
+
+#[test]
+fn nifti_sform_and_qform_give_the_image_grid_packed_or_not() {
+    let values: Vec<u8> = (0..24).map(|i| i % 5).collect();
+    let m = map(&[("1", 1), ("2", 2), ("3", 3), ("4", 4)]);
+    for sform in [true, false] {
+        let plain = nifti(sform, &values);
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(&plain).unwrap();
+        for bytes in [plain, gz.finish().unwrap()] {
+            let f = written(&bytes);
+            let labels = LabelImage::load(f.path()).unwrap().onto(&image(), &m, None, f.path()).unwrap();
+            assert_eq!(labels.data, values, "sform {sform}");
+        }
+    }
+}
+
+#[test]
+fn what_is_cut_short_or_no_label_is_said() {
+    let said = |bytes: &[u8]| LabelImage::load(written(bytes).path()).unwrap_err().to_string();
+    assert!(said(b"hello").contains("neither NRRD"));
+    assert!(said(&nifti(true, &[0; 3])).contains("cut short"));
+    let lps = "(0.5,0,0) (0,0.5,0) (0,0,5)";
+    assert!(said(&nrrd("lps", "(0,0,0)", lps, "short", "little", &[0; 9])).contains("cut short"));
+    assert!(said(&nrrd("lps", "(0,0,0)", lps, "short", "little", &[255; 48])).contains("no label"));
+    let huge = b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 4000000000 4000000000 9\nencoding: raw\n\n";
+    assert!(said(huge).contains("not possible"));
+}
+
+proptest! {
+    #[test]
+    fn broken_headers_never_abort(at in 0usize..400, byte: u8, which in 0usize..2) {
+        let mut b = match which {
+            0 => nrrd("lps", "(0,0,0)", "(0.5,0,0) (0,0.5,0) (0,0,5)", "uchar", "little", &[1; 24]),
+            _ => nifti(true, &[1; 24]),
+        };
+        let n = b.len();
+        b[at % n] = byte;
+        let f = written(&b);
+        if let Ok(l) = LabelImage::load(f.path()) {
+            let _ = l.onto(&image(), &map(&[("1", 1)]), None, f.path());
+        }
+    }
+}
