@@ -1,5 +1,8 @@
 //! The commands, one file each.
 
+mod bench;
+#[cfg(feature = "train")]
+pub mod bench_train;
 mod logging;
 mod validate;
 
@@ -22,6 +25,8 @@ struct Cli {
 enum Command {
     /// Check a configuration file; with --print, show every value in force and its origin
     Validate(validate::ValidateArgs),
+    /// Measure this project beside its peers
+    Bench(bench::BenchArgs),
 }
 
 /// Where settings come from; shared by every command that needs them.
@@ -53,6 +58,7 @@ pub fn main() -> ExitCode {
     logging::init();
     let outcome = match cli.command {
         Command::Validate(args) => validate::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match outcome {
         Ok(code) => code,
