@@ -118,7 +118,8 @@ pub fn measure(args: &TrainStepArgs) -> anyhow::Result<StepTime> {
     let mut uniform = |count: usize| (0..count).map(|_| rng.random::<f32>()).collect::<Vec<f32>>();
     let image = uniform(3 * args.size * args.size).into_iter().map(|v| 4.0 * v - 2.0).collect();
     let image = Var::constant(&[1, 3, args.size, args.size], image);
-    let boxes = uniform(2 * k).chunks(2).flat_map(|c| [c[0] / 2.0, c[1] / 2.0, c[0] / 2.0 + 0.33, c[1] / 2.0 + 0.33]).collect();
+    let boxes =
+        uniform(2 * k).chunks(2).flat_map(|c| [c[0] / 2.0, c[1] / 2.0, c[0] / 2.0 + 0.33, c[1] / 2.0 + 0.33]).collect();
     let boxes = Var::constant(&[k, 4], boxes);
     let mut coin = |count: usize| uniform(count).into_iter().map(f32::round).collect::<Vec<f32>>();
     let present = Var::constant(&[1, k], coin(k));

