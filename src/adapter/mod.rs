@@ -136,11 +136,8 @@ impl Adapter {
         }
         let mut tensors = BTreeMap::new();
         for (name, view) in file.iter() {
-            let problem = |problem: String| AdapterError::Tensor {
-                name: meta.name.clone(),
-                tensor: name.to_string(),
-                problem,
-            };
+            let problem =
+                |problem: String| AdapterError::Tensor { name: meta.name.clone(), tensor: name.to_string(), problem };
             if view.dtype() != Dtype::F32 {
                 return Err(problem(format!("is {:?}; only F32 is served", view.dtype())));
             }
@@ -163,11 +160,8 @@ impl Adapter {
     pub fn to_bytes(&self) -> Result<Vec<u8>, AdapterError> {
         let bad = |e: String| AdapterError::Format(e);
         let json = serde_json::to_string(&self.meta).map_err(|e| bad(e.to_string()))?;
-        let raw: Vec<(&String, &Tensor, Vec<u8>)> = self
-            .tensors
-            .iter()
-            .map(|(n, t)| (n, t, t.data.iter().flat_map(|v| v.to_le_bytes()).collect()))
-            .collect();
+        let raw: Vec<(&String, &Tensor, Vec<u8>)> =
+            self.tensors.iter().map(|(n, t)| (n, t, t.data.iter().flat_map(|v| v.to_le_bytes()).collect())).collect();
         let mut views = Vec::with_capacity(raw.len());
         for (name, tensor, bytes) in &raw {
             let view =

@@ -55,8 +55,7 @@ pub fn agreement(
             both += usize::from(f && t);
         }
     }
-    let mut out =
-        Agreement { found: a, truth: b, dice: None, iou: None, hd95_mm: None, assd_mm: None, nsd: None };
+    let mut out = Agreement { found: a, truth: b, dice: None, iou: None, hd95_mm: None, assd_mm: None, nsd: None };
     if a + b == 0 {
         return out;
     }
@@ -76,13 +75,7 @@ pub fn agreement(
 }
 
 /// Distances from each surface to the other, for surface voxels in slices that count.
-fn directed(
-    a: &[bool],
-    b: &[bool],
-    dims: [usize; 3],
-    spacing: [f64; 3],
-    counts: &[bool],
-) -> (Vec<f64>, Vec<f64>) {
+fn directed(a: &[bool], b: &[bool], dims: [usize; 3], spacing: [f64; 3], counts: &[bool]) -> (Vec<f64>, Vec<f64>) {
     // Both masks lie in one small box; distances outside it are never asked for.
     let window = Window::of(a, b, dims);
     let (a, b) = (window.cut(a, dims), window.cut(b, dims));

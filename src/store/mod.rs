@@ -1,14 +1,1 @@
 //! The spool and the work queue: files and SQLite. Knows UIDs as opaque keys.
-//!
-//! A state directory holds:
-//! - `lock`: held by the one process that writes,
-//! - `store-id`: the identity that the database repeats, so that a swapped disk is seen,
-//! - `scanside.db`: the database,
-//! - `spool/incoming`: objects being received, removed at start,
-//! - `spool/objects`: objects received, named by their content's SHA-256,
-//! - `spool/quarantine`: files nobody can account for.
-
-mod db;
-pub mod queue;
-
-pub use db::{Store, StoreError};

@@ -10,6 +10,8 @@ pub struct Classified<T> {
     pub logits: T,
     /// GradCAM of each logit on the embedding, not normalised, `[N,K,h,w]`, at least 0.
     pub cam: T,
+    /// The same before its ReLU: where a structure is spoken for and against. Training supervises it.
+    pub evidence: T,
 }
 
 /// Global average pool, linear, ReLU, linear, from `embedding` `[N,256,h,w]`.
@@ -37,6 +39,7 @@ pub fn classify_with_dropout<O: Ops>(ops: &O, embedding: &O::T, dropout: Option<
     let through = ops.mul(&ops.reshape(&w2, &[1, k, EMBED]), &open);
     let alpha = ops.matmul(&ops.reshape(&through, &[n * k, EMBED]), &w1);
     let alpha = ops.scale(&ops.reshape(&alpha, &[n, k, EMBED]), 1.0 / (h * w) as f32);
-    let cam = ops.relu(&ops.matmul(&alpha, &ops.reshape(embedding, &[n, EMBED, h * w])));
-    Classified { logits, cam: ops.reshape(&cam, &[n, k, h, w]) }
+    let evidence = ops.matmul(&alpha, &ops.reshape(embedding, &[n, EMBED, h * w]));
+    let evidence = ops.reshape(&evidence, &[n, k, h, w]);
+    Classified { logits, cam: ops.relu(&evidence), evidence }
 }

@@ -43,13 +43,12 @@ pub(super) fn read(bytes: &[u8]) -> Result<LabelImage, String> {
         return Err(format!("data at byte {offset} is not possible"));
     }
     let needed = count * kind.width();
-    let data = bytes.get(offset as usize..offset as usize + needed).ok_or_else(|| {
-        format!("holds {} bytes, {} are needed: cut short?", bytes.len(), offset as usize + needed)
-    })?;
+    let data = bytes
+        .get(offset as usize..offset as usize + needed)
+        .ok_or_else(|| format!("holds {} bytes, {} are needed: cut short?", bytes.len(), offset as usize + needed))?;
     let (slope, intercept) = (h.f32(112), h.f32(116));
     let scaled = slope != 0.0 && slope.is_finite() && intercept.is_finite();
-    let values =
-        decode(kind, big, data, |v| if scaled { v * f64::from(slope) + f64::from(intercept) } else { v })?;
+    let values = decode(kind, big, data, |v| if scaled { v * f64::from(slope) + f64::from(intercept) } else { v })?;
     Ok(LabelImage::of_values(dims, geometry(&h, dims)?, values))
 }
 

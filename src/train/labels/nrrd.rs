@@ -49,8 +49,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<LabelImage, String> {
     if !layered && !header.pairs.contains_key("Segment0_ID") {
         return Ok(LabelImage::of_values(dims, geometry, values));
     }
-    let layers: Vec<Vec<u16>> =
-        (0..layers).map(|l| values.iter().skip(l).step_by(layers).copied().collect()).collect();
+    let layers: Vec<Vec<u16>> = (0..layers).map(|l| values.iter().skip(l).step_by(layers).copied().collect()).collect();
     Ok(LabelImage { dims, geometry, segments: segments(&header, layers.len())?, layers })
 }
 

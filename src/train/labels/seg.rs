@@ -43,7 +43,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<LabelImage, String> {
 
     let mut segments = Vec::new();
     for item in object.get(tags::SEGMENT_SEQUENCE).and_then(|e| e.items()).unwrap_or_default() {
-        let id = item.get(tags::SEGMENT_NUMBER).and_then(|e| e.to_int::<u32>().ok()).ok_or("a segment lacks its number")?;
+        let id =
+            item.get(tags::SEGMENT_NUMBER).and_then(|e| e.to_int::<u32>().ok()).ok_or("a segment lacks its number")?;
         let name = item.get(tags::SEGMENT_LABEL).and_then(|e| e.to_str().ok()).map(|s| s.trim().to_string());
         segments.push(Segment { id, name: name.unwrap_or_default(), layer: segments.len(), value: 1 });
     }

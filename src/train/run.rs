@@ -1,0 +1,215 @@
+//! The training loop: slices in random order, progress, checkpoints that resume to the very same adapter.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sha2::{Digest, Sha256};
+
+use super::init::{fresh_adapter, parameters};
+use super::sample::{Sample, augment};
+use super::settings::TrainSettings;
+use super::step::{Losses, step};
+use crate::engine::Tensor;
+use crate::model::eager::{Adam, AdamConfig, Eager};
+
+/// Steps between checkpoints.
+const CHECKPOINT_EVERY: usize = 50;
+
+/// Why training stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// There is nothing to learn from.
+    #[error("no labelled slices: label at least one slice, or check the manifest's slices and structures")]
+    NoSamples,
+    /// A loss is not a number.
+    #[error("the loss became {loss} at step {step}: lower the learning rate (lr)")]
+    Diverged {
+        /// The step.
+        step: usize,
+        /// The loss.
+        loss: f32,
+    },
+    /// The checkpoint cannot be read or written.
+    #[error("checkpoint {}: {problem}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what helps.
+        problem: String,
+    },
+}
+
+/// What a step reports.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Steps done, from 1.
+    pub step: usize,
+    /// Steps in all.
+    pub steps: usize,
+    /// Losses of this step.
+    pub losses: Losses,
+    /// Norm of the gradient before clipping.
+    pub gradient: f32,
+}
+
+/// Trains adapter tensors on labelled slices.
+///
+/// Every step draws from a generator seeded by the run's seed and the step's number, so a run that is resumed from
+/// `checkpoint` ends with the same tensors as one that was never interrupted.
+///
+/// # Errors
+/// [`TrainError`].
+pub fn train(
+    base: &BTreeMap<String, Tensor>,
+    structures: usize,
+    samples: &[Sample],
+    settings: &TrainSettings,
+    checkpoint: Option<&Path>,
+    progress: &mut dyn FnMut(&Progress),
+) -> Result<BTreeMap<String, Tensor>, TrainError> {
+    if samples.is_empty() {
+        return Err(TrainError::NoSamples);
+    }
+    let identity = identity(structures, samples, settings);
+    let config = AdamConfig { lr: settings.lr, weight_decay: settings.weight_decay, ..AdamConfig::default() };
+    let saved = match checkpoint {
+        Some(path) if path.exists() => Some(Saved::read(path, &identity)?),
+        _ => None,
+    };
+    let (start, mut eager, mut adam) = match saved {
+        Some(s) => {
+            let fail = |problem: String| TrainError::Checkpoint {
+                path: checkpoint.map(Path::to_path_buf).unwrap_or_default(),
+                problem,
+            };
+            let eager = Eager::new(parameters(base, &s.params));
+            let adam = Adam::from_tensors(config, eager.params(), &s.adam).map_err(|e| fail(e.to_string()))?;
+            (s.step, eager, adam)
+        }
+        None => {
+            let fresh = fresh_adapter(base, structures, settings);
+            (0, Eager::new(parameters(base, &fresh)), Adam::new(config))
+        }
+    };
+    for i in start..settings.steps {
+        let mut rng = ChaCha8Rng::seed_from_u64(settings.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ i as u64);
+        let sample = augment(&samples[pick(settings.seed, i, samples.len())], &settings.augmentation, &mut rng);
+        let (losses, mut gradients) = step(&eager, &sample, settings, &mut rng);
+        if !losses.total.is_finite() {
+            return Err(TrainError::Diverged { step: i, loss: losses.total });
+        }
+        let gradient = gradients.norm();
+        if gradient > settings.clip {
+            gradients.scale(settings.clip / gradient);
+        }
+        adam.config.lr = settings.lr_at(i);
+        adam.step(eager.params_mut(), &gradients);
+        progress(&Progress { step: i + 1, steps: settings.steps, losses, gradient });
+        if let Some(path) = checkpoint
+            && ((i + 1) % CHECKPOINT_EVERY == 0 || i + 1 == settings.steps)
+        {
+            Saved { step: i + 1, params: eager.params().to_tensors(), adam: adam.to_tensors() }
+                .write(path, &identity)?;
+        }
+    }
+    Ok(eager.params().to_tensors())
+}
+
+/// Which slice a step takes: every slice once per epoch, in another order each time.
+fn pick(seed: u64, step: usize, samples: usize) -> usize {
+    let mut order: Vec<usize> = (0..samples).collect();
+    order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed.rotate_left(17) ^ (step / samples) as u64));
+    order[step % samples]
+}
+
+/// Settings and data as one hash: a checkpoint of another run must not be resumed.
+fn identity(structures: usize, samples: &[Sample], settings: &TrainSettings) -> String {
+    let mut hash = Sha256::new();
+    hash.update(settings.sha256());
+    hash.update(structures.to_le_bytes());
+    for s in samples {
+        for v in &s.grey.data {
+            hash.update(v.to_le_bytes());
+        }
+        hash.update(&s.labels.data);
+    }
+    hex::encode(hash.finalize())
+}
+
+struct Saved {
+    step: usize,
+    params: BTreeMap<String, Tensor>,
+    adam: BTreeMap<String, Tensor>,
+}
+
+impl Saved {
+    fn write(&self, path: &Path, identity: &str) -> Result<(), TrainError> {
+        let fail = |problem: String| TrainError::Checkpoint { path: path.to_path_buf(), problem };
+        let named = self.params.iter().map(|(n, t)| (format!("param/{n}"), t));
+        let raw: Vec<(String, &Tensor, Vec<u8>)> = named
+            .chain(self.adam.iter().map(|(n, t)| (format!("adam/{n}"), t)))
+            .map(|(n, t)| (n, t, t.data.iter().flat_map(|v| v.to_le_bytes()).collect()))
+            .collect();
+        let mut views = Vec::with_capacity(raw.len());
+        for (name, t, bytes) in &raw {
+            views.push((
+                name.as_str(),
+                TensorView::new(Dtype::F32, t.shape.clone(), bytes).map_err(|e| fail(e.to_string()))?,
+            ));
+        }
+        let meta = HashMap::from([("step".into(), self.step.to_string()), ("identity".into(), identity.to_string())]);
+        let bytes = safetensors::serialize(views, Some(meta)).map_err(|e| fail(e.to_string()))?;
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| fail(e.to_string()))?;
+        std::io::Write::write_all(&mut file, &bytes).map_err(|e| fail(e.to_string()))?;
+        file.persist(path).map_err(|e| fail(e.to_string()))?;
+        Ok(())
+    }
+
+    fn read(path: &Path, identity: &str) -> Result<Saved, TrainError> {
+        let fail = |problem: String| TrainError::Checkpoint { path: path.to_path_buf(), problem };
+        let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(e.to_string()))?;
+        let meta = header.metadata().clone().unwrap_or_default();
+        if meta.get("identity").map(String::as_str) != Some(identity) {
+            return Err(fail(
+                "belongs to other settings or data; remove it to start anew, or name another with --checkpoint".into(),
+            ));
+        }
+        let step = meta.get("step").and_then(|s| s.parse().ok()).ok_or_else(|| fail("names no step".into()))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(e.to_string()))?;
+        let mut saved = Saved { step, params: BTreeMap::new(), adam: BTreeMap::new() };
+        for (name, view) in file.iter() {
+            let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            let tensor = Tensor::new(view.shape(), data);
+            match name.split_once('/') {
+                Some(("param", n)) => saved.params.insert(n.to_string(), tensor),
+                Some(("adam", n)) => saved.adam.insert(n.to_string(), tensor),
+                _ => return Err(fail(format!("has an unknown tensor {name}"))),
+            };
+        }
+        Ok(saved)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_takes_every_slice_once() {
+        for epoch in 0..3 {
+            let mut seen: Vec<usize> = (0..7).map(|i| pick(5, epoch * 7 + i, 7)).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..7).collect::<Vec<_>>());
+        }
+        assert_ne!(
+            (0..7).map(|i| pick(5, i, 7)).collect::<Vec<_>>(),
+            (7..14).map(|i| pick(5, i, 7)).collect::<Vec<_>>()
+        );
+    }
+}
