@@ -121,6 +121,7 @@ fn segmenter() -> Segmenter {
         adapter: "painted 1".into(),
         adapter_sha256: "00".into(),
         shapes: Vec::new(),
+        presence: Vec::new(),
     };
     Segmenter::new(Box::new(Painted), model).unwrap()
 }
@@ -208,6 +209,7 @@ fn a_network_for_another_task_is_refused() {
         adapter: String::new(),
         adapter_sha256: String::new(),
         shapes: Vec::new(),
+        presence: Vec::new(),
     };
     assert!(matches!(Segmenter::new(Box::new(Painted), model), Err(PipelineError::Model(_))));
 }
