@@ -7,4 +7,4 @@ mod shape;
 
 pub use assess::{LegInput, SegexInput, StructureInput, assess};
 pub use report::{Criterion, Grade, Report, StructureReport, Verdict};
-pub use shape::{FEATURE_NAMES, FEATURES, LegFrame, Shape, ShapeStatistics, shape};
+pub use shape::{FEATURES, LegFrame, Shape, ShapeStatistics, shape};

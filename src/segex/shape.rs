@@ -7,9 +7,6 @@ use crate::image::morphology::hull_area;
 /// Number of shape features.
 pub const FEATURES: usize = 5;
 
-/// Names of the features, in order.
-pub const FEATURE_NAMES: [&str; FEATURES] = ["size", "x", "y", "eccentricity", "solidity"];
-
 /// Shape of a mask on a slice, relative to its leg: `[square root of area over the leg's area, x, y, eccentricity, solidity]`.
 /// x and y are the centroid in the leg's box, 0 to 1, seen as a right leg.
 pub type Shape = [f64; FEATURES];
@@ -101,15 +98,6 @@ impl ShapeStatistics {
         Some(ShapeStatistics { key: key.into(), count: shapes.len(), mean, precision: invert(cov)? })
     }
 
-    /// Statistics from means and standard deviations alone, features taken as independent.
-    pub fn independent(key: &str, count: usize, mean: Shape, sd: Shape) -> Self {
-        let mut precision = [[0.0; FEATURES]; FEATURES];
-        for (k, row) in precision.iter_mut().enumerate() {
-            row[k] = 1.0 / (sd[k] * sd[k]).max(1e-8);
-        }
-        ShapeStatistics { key: key.into(), count, mean, precision }
-    }
-
     /// Mahalanobis distance per feature: `sqrt(d^2 / 5)`; about 1 for a typical shape.
     pub fn distance(&self, shape: &Shape) -> f64 {
         let d: Shape = std::array::from_fn(|k| shape[k] - self.mean[k]);
@@ -193,9 +181,9 @@ mod tests {
             std::array::from_fn(|j| if i == j { 2.0 + i as f64 } else { 0.3 * (i + j) as f64 / 8.0 })
         });
         let inv = invert(m).unwrap();
-        for i in 0..FEATURES {
+        for (i, row) in m.iter().enumerate() {
             for j in 0..FEATURES {
-                let v: f64 = (0..FEATURES).map(|k| m[i][k] * inv[k][j]).sum();
+                let v: f64 = row.iter().zip(&inv).map(|(a, r)| a * r[j]).sum();
                 assert!((v - f64::from(u8::from(i == j))).abs() < 1e-9);
             }
         }
