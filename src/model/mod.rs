@@ -3,4 +3,6 @@
 #[cfg(feature = "train")]
 pub mod eager;
 pub mod network;
+pub mod onnx;
 pub mod ops;
+pub mod weights;

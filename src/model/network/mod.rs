@@ -15,6 +15,7 @@ pub use classifier::{Classified, classify, classify_with_dropout};
 pub use decoder::{Decoded, decode};
 pub use encoder::{encode, encode_from_stem, encode_stem};
 pub use layers::linear_lora;
+pub(crate) use shapes::check_deltas;
 pub use shapes::{
     LoraTarget, ShapeError, Shapes, check_adapter_shapes, check_base_shapes, check_image_size, expected_base_shapes,
     lora_targets,

@@ -66,7 +66,7 @@ pub struct LoraTarget {
 /// # Errors
 /// [`ShapeError::ImageSize`].
 pub fn check_image_size(size: usize) -> Result<(), ShapeError> {
-    if size % (2 * STRIDE) == 0 && (2 * STRIDE..=2048).contains(&size) {
+    if size.is_multiple_of(2 * STRIDE) && (2 * STRIDE..=2048).contains(&size) {
         Ok(())
     } else {
         Err(ShapeError::ImageSize { size })
@@ -260,7 +260,6 @@ pub fn check_adapter_shapes(adapter: &Shapes, structures: usize) -> Result<(), S
 }
 
 /// The same without asking for class tokens and classifier: what an encoder or a zero-shot decoder takes.
-#[allow(dead_code)] // used by the emitter
 pub(crate) fn check_deltas(adapter: &Shapes) -> Result<(), ShapeError> {
     let mut expected = expected_base_shapes();
     for name in
