@@ -1,4 +1,5 @@
 //! Leg finding and crops on real thigh series: the right leg's crop holds every labelled voxel of all subjects.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! The pipeline from a volume to graded labels with a network that reads painted intensities, so that every step but the
 //! network itself is held against known truth: sides, mirroring, grids, presence, refusals, numbering, grading.
+#![allow(clippy::unwrap_used)]
 
 use scanside::engine::{EngineError, EngineIdentity, Tensor};
 use scanside::image::{Geometry, LabelMap, Plane, Volume};
@@ -121,6 +122,7 @@ fn segmenter() -> Segmenter {
         adapter: "painted 1".into(),
         adapter_sha256: "00".into(),
         shapes: Vec::new(),
+        presence: Vec::new(),
     };
     Segmenter::new(Box::new(Painted), model).unwrap()
 }
@@ -208,6 +210,7 @@ fn a_network_for_another_task_is_refused() {
         adapter: String::new(),
         adapter_sha256: String::new(),
         shapes: Vec::new(),
+        presence: Vec::new(),
     };
     assert!(matches!(Segmenter::new(Box::new(Painted), model), Err(PipelineError::Model(_))));
 }

@@ -208,6 +208,7 @@ impl Adapter {
             adapter: format!("{} {}", self.meta.name, self.meta.version),
             adapter_sha256: self.sha256()?,
             shapes: self.meta.shape.clone(),
+            presence: self.meta.presence.iter().map(|p| p.threshold).collect(),
         })
     }
 

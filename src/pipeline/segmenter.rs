@@ -57,12 +57,15 @@ pub struct ModelInfo {
     pub adapter_sha256: String,
     /// Shapes of the labelled slices; may be empty.
     pub shapes: Vec<ShapeStatistics>,
+    /// Probability at which each structure counts as present, in the task's order; where one is missing,
+    /// [`SegmentOptions::presence`] holds.
+    pub presence: Vec<f32>,
 }
 
 /// How to segment.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SegmentOptions {
-    /// A structure is present where its smoothed probability is at least this.
+    /// A structure is present where its smoothed probability is at least this, unless the model has its own threshold.
     pub presence: f32,
     /// Augmented passes of the decoder (jittered boxes) besides the first.
     pub passes: usize,
@@ -189,8 +192,9 @@ impl Segmenter {
             options.threads,
             |done| progress(Progress { step: "decode", done, total: items.len() }),
             |&(l, z)| {
-                let present: Vec<bool> =
-                    (0..self.model.task.structures.len()).map(|k| presence[l][k][z] >= options.presence).collect();
+                let present: Vec<bool> = (0..self.model.task.structures.len())
+                    .map(|k| presence[l][k][z] >= self.threshold(k, options))
+                    .collect();
                 self.decode(volume, &views, (l, z), &seen[l * nz + z], &present, options)
             },
         )?;
@@ -228,6 +232,10 @@ impl Segmenter {
             remarks,
             times: clock.times,
         })
+    }
+
+    fn threshold(&self, k: usize, options: &SegmentOptions) -> f32 {
+        self.model.presence.get(k).copied().unwrap_or(options.presence)
     }
 
     fn check(&self, c: &ClassifierOutput) -> Result<(), PipelineError> {
@@ -374,7 +382,7 @@ impl Segmenter {
         for (l, view) in views.iter().enumerate().filter(|(l, _)| used[*l]) {
             for (s, structure) in self.model.task.structures.iter().enumerate() {
                 let old = l * k + s + 1;
-                let expected = presence[l][s].iter().any(|p| *p >= options.presence);
+                let expected = presence[l][s].iter().any(|p| *p >= self.threshold(s, options));
                 if counts[old] > 0 {
                     renumber[old] = segments.len() as u8 + 1;
                     segments.push(SegmentInfo {

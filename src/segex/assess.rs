@@ -76,7 +76,7 @@ impl Cuts {
 const BOUNDARY: Cuts = Cuts::at_least([0.30, 0.22, 0.15, 0.09]);
 const COMPLETENESS: Cuts = Cuts::at_most([0.05, 0.10, 0.20, 0.40]);
 const OVER: Cuts = Cuts::at_most([0.05, 0.10, 0.20, 0.40]);
-const ANATOMY: Cuts = Cuts::at_most([1.5, 2.0, 3.0, 4.5]);
+const ANATOMY: Cuts = Cuts::at_most([1.3, 1.7, 2.2, 3.0]);
 const TOPOLOGY: Cuts = Cuts::at_most([0.01, 0.03, 0.08, 0.20]);
 const BETWEEN: Cuts = Cuts::at_most([0.20, 0.30, 0.40, 0.55]);
 const STABILITY: Cuts = Cuts::at_least([0.95, 0.90, 0.85, 0.75]);

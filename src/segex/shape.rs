@@ -181,9 +181,9 @@ mod tests {
             std::array::from_fn(|j| if i == j { 2.0 + i as f64 } else { 0.3 * (i + j) as f64 / 8.0 })
         });
         let inv = invert(m).unwrap();
-        for i in 0..FEATURES {
+        for (i, row) in m.iter().enumerate() {
             for j in 0..FEATURES {
-                let v: f64 = (0..FEATURES).map(|k| m[i][k] * inv[k][j]).sum();
+                let v: f64 = row.iter().zip(&inv).map(|(a, r)| a * r[j]).sum();
                 assert!((v - f64::from(u8::from(i == j))).abs() < 1e-9);
             }
         }
