@@ -1,1 +1,3 @@
 //! DICOM: the network (SCP, SCU) and the objects (read MR; write SEG, SR, SC). Protocol logic apart from I/O.
+
+pub mod read;
