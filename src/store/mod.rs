@@ -1,1 +1,21 @@
 //! The spool and the work queue: files and SQLite. Knows UIDs as opaque keys.
+//!
+//! A state directory holds:
+//! - `lock`: held by the one process that writes,
+//! - `store-id`: the identity that the database repeats, so that a swapped disk is seen,
+//! - `scanside.db`: the database,
+//! - `spool/incoming`: objects being received, removed at start,
+//! - `spool/objects`: objects received, named by their content's SHA-256,
+//! - `spool/quarantine`: files nobody can account for.
+
+mod commit;
+mod db;
+pub mod instances;
+pub mod queue;
+pub mod spool;
+mod sweep;
+
+pub use db::{Store, StoreError};
+pub use instances::{Instance, SeriesSummary};
+pub use spool::{Received, Spool};
+pub use sweep::SweepReport;

@@ -1,0 +1,208 @@
+//! The rows of received objects.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+/// Another object with this SOP Instance UID but other bytes is there as well.
+pub const CONFLICT: i64 = 1;
+/// The file is gone or damaged.
+pub const MISSING: i64 = 2;
+
+/// A received object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Row id, in order of arrival; 0 before it is inserted.
+    pub id: i64,
+    /// SOP Instance UID.
+    pub sop_instance_uid: String,
+    /// SOP Class UID.
+    pub sop_class_uid: String,
+    /// Series Instance UID.
+    pub series_uid: String,
+    /// Study Instance UID.
+    pub study_uid: String,
+    /// SHA-256 of the file, hexadecimal.
+    pub sha256: String,
+    /// File, relative to the state directory.
+    pub path: String,
+    /// Bytes of the file.
+    pub size: i64,
+    /// Who sent it; empty where that was lost.
+    pub calling_ae: String,
+    /// Transfer Syntax UID.
+    pub transfer_syntax: String,
+    /// Arrival, Unix milliseconds.
+    pub received_ms: i64,
+    /// Association it came on; 0 where that was lost.
+    pub association_id: i64,
+    /// [`CONFLICT`], [`MISSING`].
+    pub flags: i64,
+}
+
+impl Instance {
+    /// The file within this state directory.
+    pub fn file(&self, state_dir: &Path) -> PathBuf {
+        state_dir.join(&self.path)
+    }
+}
+
+fn instance(row: &Row<'_>) -> rusqlite::Result<Instance> {
+    Ok(Instance {
+        id: row.get("id")?,
+        sop_instance_uid: row.get("sop_instance_uid")?,
+        sop_class_uid: row.get("sop_class_uid")?,
+        series_uid: row.get("series_uid")?,
+        study_uid: row.get("study_uid")?,
+        sha256: row.get("sha256")?,
+        path: row.get("path")?,
+        size: row.get("size")?,
+        calling_ae: row.get("calling_ae")?,
+        transfer_syntax: row.get("transfer_syntax")?,
+        received_ms: row.get("received_ms")?,
+        association_id: row.get("association_id")?,
+        flags: row.get("flags")?,
+    })
+}
+
+/// What inserting came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// A new row with this id.
+    New(i64),
+    /// A new row with this id; other bytes with the same SOP Instance UID are there.
+    Conflict(i64),
+    /// The same bytes are there already.
+    Duplicate(i64),
+}
+
+/// Inserts an object, or finds that it is there. To be called within a transaction.
+///
+/// # Errors
+/// The database's.
+pub fn insert(conn: &Connection, i: &Instance) -> rusqlite::Result<Inserted> {
+    let mut others = conn.prepare("SELECT id, sha256, flags FROM instances WHERE sop_instance_uid = ?1")?;
+    let others: Vec<(i64, String, i64)> = others
+        .query_map([&i.sop_instance_uid], |r| Ok((r.get(0)?, r.get(1)?, r.get(2)?)))?
+        .collect::<rusqlite::Result<_>>()?;
+    if let Some((id, _, flags)) = others.iter().find(|(_, sha256, _)| *sha256 == i.sha256) {
+        if flags & MISSING != 0 {
+            // It was lost and has come again.
+            conn.execute(
+                "UPDATE instances SET flags = flags & ~?2, path = ?3, size = ?4 WHERE id = ?1",
+                params![id, MISSING, i.path, i.size],
+            )?;
+        }
+        return Ok(Inserted::Duplicate(*id));
+    }
+    let conflict = !others.is_empty();
+    if conflict {
+        conn.execute(
+            "UPDATE instances SET flags = flags | ?2 WHERE sop_instance_uid = ?1",
+            params![i.sop_instance_uid, CONFLICT],
+        )?;
+    }
+    conn.prepare(
+        "INSERT INTO instances (sop_instance_uid, sop_class_uid, series_uid, study_uid, sha256, path, size, calling_ae,
+         transfer_syntax, received_ms, association_id, flags) VALUES (?1,?2,?3,?4,?5,?6,?7,?8,?9,?10,?11,?12)",
+    )?
+    .execute(params![
+        i.sop_instance_uid,
+        i.sop_class_uid,
+        i.series_uid,
+        i.study_uid,
+        i.sha256,
+        i.path,
+        i.size,
+        i.calling_ae,
+        i.transfer_syntax,
+        i.received_ms,
+        i.association_id,
+        i.flags | if conflict { CONFLICT } else { 0 },
+    ])?;
+    let id = conn.last_insert_rowid();
+    Ok(if conflict { Inserted::Conflict(id) } else { Inserted::New(id) })
+}
+
+/// The objects of a series in order of arrival.
+///
+/// # Errors
+/// The database's.
+pub fn of_series(conn: &Connection, series_uid: &str) -> rusqlite::Result<Vec<Instance>> {
+    conn.prepare("SELECT * FROM instances WHERE series_uid = ?1 ORDER BY id")?
+        .query_map([series_uid], instance)?
+        .collect()
+}
+
+/// The objects of a job in order of arrival.
+///
+/// # Errors
+/// The database's.
+pub fn of_job(conn: &Connection, job_id: i64) -> rusqlite::Result<Vec<Instance>> {
+    conn.prepare(
+        "SELECT i.* FROM instances i JOIN job_instance j ON j.instance_id = i.id WHERE j.job_id = ?1 ORDER BY i.id",
+    )?
+    .query_map([job_id], instance)?
+    .collect()
+}
+
+/// One object by its row id.
+///
+/// # Errors
+/// The database's.
+pub fn by_id(conn: &Connection, id: i64) -> rusqlite::Result<Option<Instance>> {
+    conn.query_row("SELECT * FROM instances WHERE id = ?1", [id], instance).optional()
+}
+
+/// A series as far as it was received.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeriesSummary {
+    /// Series Instance UID.
+    pub series_uid: String,
+    /// Study Instance UID (of one of its objects).
+    pub study_uid: String,
+    /// Who sent its newest object.
+    pub calling_ae: String,
+    /// Objects.
+    pub instances: i64,
+    /// Objects that no job has taken up.
+    pub pending: i64,
+    /// Objects flagged as conflicting.
+    pub conflicts: i64,
+    /// Arrival of the first and of the newest object, Unix milliseconds.
+    pub first_ms: i64,
+    /// See `first_ms`.
+    pub last_ms: i64,
+    /// Association of the newest object.
+    pub association_id: i64,
+}
+
+/// Series, those with the newest arrivals first; `only_pending`: those with objects that no job has taken up.
+///
+/// # Errors
+/// The database's.
+pub fn series(conn: &Connection, only_pending: bool) -> rusqlite::Result<Vec<SeriesSummary>> {
+    // SQLite takes the bare columns from the row that has the maximum.
+    let sql = format!(
+        "SELECT series_uid, study_uid, calling_ae, association_id, count(*) AS instances,
+         sum(NOT EXISTS (SELECT 1 FROM job_instance j WHERE j.instance_id = i.id)) AS pending,
+         sum(flags & {CONFLICT} != 0) AS conflicts, min(received_ms) AS first_ms, max(received_ms) AS last_ms
+         FROM instances i GROUP BY series_uid {} ORDER BY last_ms DESC",
+        if only_pending { "HAVING pending > 0" } else { "" }
+    );
+    conn.prepare(&sql)?
+        .query_map([], |r| {
+            Ok(SeriesSummary {
+                series_uid: r.get("series_uid")?,
+                study_uid: r.get("study_uid")?,
+                calling_ae: r.get("calling_ae")?,
+                instances: r.get("instances")?,
+                pending: r.get("pending")?,
+                conflicts: r.get("conflicts")?,
+                first_ms: r.get("first_ms")?,
+                last_ms: r.get("last_ms")?,
+                association_id: r.get("association_id")?,
+            })
+        })?
+        .collect()
+}
