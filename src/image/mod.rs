@@ -3,7 +3,9 @@
 mod geometry;
 pub mod morphology;
 pub mod phantom;
+mod render;
 mod volume;
 
 pub use geometry::Geometry;
+pub use render::{Legend, Rgb, montage};
 pub use volume::{LabelMap, Plane, Volume};

@@ -1,0 +1,207 @@
+//! Elements, codes and the modules that all results share.
+
+use chrono::{TimeZone, Utc};
+use dicom_core::value::{DataSetSequence, PrimitiveValue};
+use dicom_core::{DataElement, Length, Tag, VR};
+use dicom_dictionary_std::tags;
+use dicom_object::InMemDicomObject;
+
+use super::input::{Identity, SourceSeries};
+use crate::terms::Code;
+
+/// Patient and study attributes that must be present even where the source lacks them (type 2).
+const TYPE_2: [(Tag, VR); 9] = [
+    (tags::PATIENT_NAME, VR::PN),
+    (tags::PATIENT_ID, VR::LO),
+    (tags::PATIENT_BIRTH_DATE, VR::DA),
+    (tags::PATIENT_SEX, VR::CS),
+    (tags::STUDY_DATE, VR::DA),
+    (tags::STUDY_TIME, VR::TM),
+    (tags::ACCESSION_NUMBER, VR::SH),
+    (tags::REFERRING_PHYSICIAN_NAME, VR::PN),
+    (tags::STUDY_ID, VR::SH),
+];
+
+/// Patient and study attributes that are copied where the source has them.
+const COPIED: [Tag; 9] = [
+    tags::SPECIFIC_CHARACTER_SET,
+    tags::STUDY_DESCRIPTION,
+    tags::PATIENT_AGE,
+    tags::PATIENT_SIZE,
+    tags::PATIENT_WEIGHT,
+    tags::ISSUER_OF_PATIENT_ID,
+    tags::PATIENT_IDENTITY_REMOVED,
+    tags::DEIDENTIFICATION_METHOD,
+    tags::TIMEZONE_OFFSET_FROM_UTC,
+];
+
+/// A data set under construction.
+pub(super) struct Set(pub InMemDicomObject);
+
+impl Set {
+    pub fn new() -> Self {
+        Set(InMemDicomObject::new_empty())
+    }
+    pub fn text(mut self, tag: Tag, vr: VR, value: &str) -> Self {
+        self.0.put(DataElement::new(tag, vr, PrimitiveValue::from(value)));
+        self
+    }
+    pub fn texts(mut self, tag: Tag, vr: VR, values: &[&str]) -> Self {
+        let values = PrimitiveValue::Strs(values.iter().map(|s| s.to_string()).collect());
+        self.0.put(DataElement::new(tag, vr, values));
+        self
+    }
+    pub fn empty(mut self, tag: Tag, vr: VR) -> Self {
+        self.0.put(DataElement::new(tag, vr, PrimitiveValue::Empty));
+        self
+    }
+    pub fn us(mut self, tag: Tag, values: &[u16]) -> Self {
+        self.0.put(DataElement::new(tag, VR::US, PrimitiveValue::U16(values.into())));
+        self
+    }
+    pub fn ul(mut self, tag: Tag, values: &[u32]) -> Self {
+        self.0.put(DataElement::new(tag, VR::UL, PrimitiveValue::U32(values.into())));
+        self
+    }
+    pub fn ds(self, tag: Tag, values: &[f64]) -> Self {
+        let values: Vec<String> = values.iter().map(|v| decimal(*v)).collect();
+        self.texts(tag, VR::DS, &values.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+    pub fn at(mut self, tag: Tag, value: Tag) -> Self {
+        self.0.put(DataElement::new(tag, VR::AT, PrimitiveValue::Tags([value].as_slice().into())));
+        self
+    }
+    pub fn bytes(mut self, tag: Tag, vr: VR, value: Vec<u8>) -> Self {
+        self.0.put(DataElement::new(tag, vr, PrimitiveValue::U8(value.into())));
+        self
+    }
+    pub fn seq(mut self, tag: Tag, items: Vec<Set>) -> Self {
+        let items: Vec<InMemDicomObject> = items.into_iter().map(|s| s.0).collect();
+        self.0.put(DataElement::new(tag, VR::SQ, DataSetSequence::new(items, Length::UNDEFINED)));
+        self
+    }
+    pub fn code(self, tag: Tag, code: &Code) -> Self {
+        self.seq(tag, vec![code_item(code)])
+    }
+}
+
+/// The item of a code sequence.
+pub(super) fn code_item(code: &Code) -> Set {
+    let set = Set::new().text(tags::CODE_VALUE, VR::SH, &code.value).text(
+        tags::CODING_SCHEME_DESIGNATOR,
+        VR::SH,
+        &code.scheme,
+    );
+    // A private scheme needs a version to be told from another site's.
+    let set = if code.scheme.starts_with("99") { set.text(tags::CODING_SCHEME_VERSION, VR::SH, "1") } else { set };
+    set.text(tags::CODE_MEANING, VR::LO, &code.meaning)
+}
+
+/// A decimal string of at most 16 characters (VR DS), as exact as fits.
+pub(super) fn decimal(v: f64) -> String {
+    if !v.is_finite() {
+        return "0".into();
+    }
+    let plain = format!("{v}");
+    if plain.len() <= 16 {
+        return plain;
+    }
+    for digits in (0..=14).rev() {
+        let s = format!("{v:.digits$}");
+        if s.len() <= 16 && s.parse::<f64>().is_ok_and(|p| (p - v).abs() <= 1e-9 * v.abs().max(1e-3)) {
+            let s = s.trim_end_matches('0').trim_end_matches('.').to_string();
+            return if s == "-0" || s.is_empty() { "0".into() } else { s };
+        }
+    }
+    format!("{v:.8e}")
+}
+
+/// DICOM date and time (UTC) of Unix milliseconds.
+pub(super) fn date_time(ms: i64) -> (String, String) {
+    let t = Utc.timestamp_millis_opt(ms).single().unwrap_or_default();
+    (t.format("%Y%m%d").to_string(), t.format("%H%M%S").to_string())
+}
+
+/// What differs between the results in the modules they share.
+pub(super) struct Head<'a> {
+    pub sop_class: &'a str,
+    pub sop_instance: &'a str,
+    pub modality: &'a str,
+    pub series_uid: &'a str,
+    pub series_number: u32,
+    pub description: &'a str,
+    pub created_ms: i64,
+}
+
+/// Patient, study, series, equipment and SOP common modules.
+pub(super) fn common(source: &SourceSeries, identity: &Identity, head: &Head<'_>) -> Set {
+    let mut set = Set::new();
+    let find = |tag: Tag| source.attributes.iter().find(|a| a.tag == tag);
+    for (tag, vr) in TYPE_2 {
+        set = match find(tag) {
+            Some(a) => set.bytes(tag, a.vr, even(&a.bytes)),
+            None => set.empty(tag, vr),
+        };
+    }
+    for tag in COPIED {
+        if let Some(a) = find(tag) {
+            // The writer must see the character set as text to encode by it; its value is ASCII by definition.
+            set = if tag == tags::SPECIFIC_CHARACTER_SET {
+                let text = String::from_utf8_lossy(&a.bytes).trim_end_matches(['\0', ' ']).to_string();
+                set.texts(tag, VR::CS, &text.split('\\').collect::<Vec<_>>())
+            } else {
+                set.bytes(tag, a.vr, even(&a.bytes))
+            };
+        }
+    }
+    let (date, time) = date_time(head.created_ms);
+    set.text(tags::SOP_CLASS_UID, VR::UI, head.sop_class)
+        .text(tags::SOP_INSTANCE_UID, VR::UI, head.sop_instance)
+        .text(tags::STUDY_INSTANCE_UID, VR::UI, &source.study_uid)
+        .text(tags::SERIES_INSTANCE_UID, VR::UI, head.series_uid)
+        .text(tags::MODALITY, VR::CS, head.modality)
+        .text(tags::SERIES_NUMBER, VR::IS, &head.series_number.to_string())
+        .text(tags::SERIES_DESCRIPTION, VR::LO, &clip(head.description, 64))
+        .text(tags::SERIES_DATE, VR::DA, &date)
+        .text(tags::SERIES_TIME, VR::TM, &time)
+        .text(tags::CONTENT_DATE, VR::DA, &date)
+        .text(tags::CONTENT_TIME, VR::TM, &time)
+        .text(tags::INSTANCE_CREATION_DATE, VR::DA, &date)
+        .text(tags::INSTANCE_CREATION_TIME, VR::TM, &time)
+        .text(tags::INSTANCE_NUMBER, VR::IS, "1")
+        .text(tags::MANUFACTURER, VR::LO, "Scanside")
+        .text(tags::MANUFACTURER_MODEL_NAME, VR::LO, "Scanside")
+        .text(tags::DEVICE_SERIAL_NUMBER, VR::LO, &clip(&identity.station, 64))
+        .text(tags::STATION_NAME, VR::SH, &clip(&identity.station, 16))
+        .text(tags::SOFTWARE_VERSIONS, VR::LO, &clip(&identity.software, 64))
+}
+
+/// A value padded to even length with a space.
+fn even(bytes: &[u8]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    if out.len() % 2 == 1 {
+        out.push(b' ');
+    }
+    out
+}
+
+/// At most `n` bytes of ASCII.
+pub(super) fn clip(text: &str, n: usize) -> String {
+    text.chars().map(|c| if c.is_ascii() && !c.is_ascii_control() && c != '\\' { c } else { '?' }).take(n).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn decimals_fit_and_stay_true(v in -1e6f64..1e6) {
+            let s = decimal(v);
+            prop_assert!(s.len() <= 16, "{s}");
+            let back: f64 = s.parse().unwrap();
+            prop_assert!((back - v).abs() <= 1e-8 * v.abs().max(1e-3), "{v} {s}");
+        }
+    }
+}
