@@ -3,7 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::networks::{ClassifierOutput, DecoderOutput, Networks, planes};
+use crate::adapter::Adapter;
+use crate::engine::cpu::CpuEngine;
 use crate::engine::{Engine, EngineError, EngineIdentity, Tensor};
+use crate::model::network::ShapeError;
+use crate::model::onnx::{BOXES, EMBEDDING, Graph, IMAGE, emit_classifier, emit_decoder, emit_encoder};
+use crate::model::weights::BaseWeights;
 
 /// A loaded graph and the adapter tensors that it takes at every run.
 pub struct Part {
@@ -51,6 +56,17 @@ impl Part {
     }
 }
 
+/// Why the graphs of an adapter could not be made ready.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworksError {
+    /// The adapter does not fit the network.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The engine refused a graph.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
 /// Encoder, classifier and decoder graphs for one task.
 pub struct EngineNetworks {
     encoder: Part,
@@ -65,6 +81,28 @@ impl EngineNetworks {
     pub fn new(encoder: Part, classifier: Part, decoder: Part, size: usize, structures: usize) -> Self {
         EngineNetworks { encoder, classifier, decoder, size, structures }
     }
+
+    /// Emits the three graphs for an adapter and loads them into the embedded CPU engine; `threads` 0 means one per core.
+    /// The adapter must have been held against the network before.
+    ///
+    /// # Errors
+    /// [`NetworksError`]: a tensor that does not fit, or a graph that the engine refuses.
+    pub fn cpu(base: &BaseWeights, adapter: &Adapter, threads: usize) -> Result<Self, NetworksError> {
+        let shapes = adapter.tensors.iter().map(|(n, t)| (n.clone(), t.shape.clone())).collect();
+        let size = adapter.meta.input_size;
+        let part = |name: &'static str, graph: Graph| -> Result<Part, NetworksError> {
+            let engine = CpuEngine::load(name, graph.onnx, threads)?;
+            let wanted = graph.adapter_inputs.keys().map(String::as_str);
+            Ok(Part::new(name, Box::new(engine), wanted, &adapter.tensors)?)
+        };
+        Ok(EngineNetworks {
+            encoder: part("encoder", emit_encoder(base, &shapes, size)?)?,
+            classifier: part("classifier", emit_classifier(base, &shapes, size)?)?,
+            decoder: part("decoder", emit_decoder(base, &shapes, size)?)?,
+            size,
+            structures: adapter.meta.task.structures.len(),
+        })
+    }
 }
 
 impl Networks for EngineNetworks {
@@ -75,11 +113,11 @@ impl Networks for EngineNetworks {
         self.structures
     }
     fn encode(&self, image: &Tensor) -> Result<Tensor, EngineError> {
-        let [embedding] = self.encoder.run([("image", image)].as_slice())?;
+        let [embedding] = self.encoder.run([(IMAGE, image)].as_slice())?;
         Ok(embedding)
     }
     fn classify(&self, embedding: &Tensor) -> Result<ClassifierOutput, EngineError> {
-        let [logits, cam] = self.classifier.run([("embedding", embedding)].as_slice())?;
+        let [logits, cam] = self.classifier.run([(EMBEDDING, embedding)].as_slice())?;
         if logits.len() != self.structures {
             return Err(self.classifier.failed(format!("{} logits for {} structures", logits.len(), self.structures)));
         }
@@ -91,7 +129,7 @@ impl Networks for EngineNetworks {
     }
     fn decode(&self, embedding: &Tensor, boxes: &[[f32; 4]]) -> Result<DecoderOutput, EngineError> {
         let corners = Tensor { shape: vec![boxes.len(), 4], data: boxes.concat() };
-        let [masks, iou] = self.decoder.run([("embedding", embedding), ("boxes", &corners)].as_slice())?;
+        let [masks, iou] = self.decoder.run([(EMBEDDING, embedding), (BOXES, &corners)].as_slice())?;
         if iou.len() != self.structures {
             return Err(self.decoder.failed(format!("{} estimates for {} structures", iou.len(), self.structures)));
         }

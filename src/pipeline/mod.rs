@@ -12,7 +12,7 @@ mod segmenter;
 
 pub use compose::{CleanUp, Composed, clean_up, compose};
 pub use crop::{Crop, CropRule, LegView, SAM_MEAN, SAM_STD, Window, leg_views, to_input};
-pub use engine_networks::{EngineNetworks, Part};
+pub use engine_networks::{EngineNetworks, NetworksError, Part};
 pub use legs::{Leg, LegError, Legs, find_legs};
 pub use networks::{ClassifierOutput, DecoderOutput, Networks, planes};
 pub use phantom_dicom::{PhantomSeries, PhantomWriteError, write_dicom_series};
