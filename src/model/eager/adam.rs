@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use rayon::prelude::*;
+
 use super::params::{Gradients, ParamStore};
-use super::simd::wide;
+use super::simd::{CHUNK, wide};
 use crate::engine::Tensor;
 
 /// The optimiser's constants.
@@ -71,15 +73,20 @@ impl Adam {
             let rate = (f64::from(c.lr) / correct_mean) as f32;
             let root = (1.0 / correct_square) as f32;
             let keep = 1.0 - c.lr * c.weight_decay;
-            wide(
-                #[inline(always)]
-                || {
-                    let moments = m.mean.iter_mut().zip(&mut m.square);
-                    for ((x, &g), (mean, square)) in value.iter_mut().zip(g).zip(moments) {
-                        *mean = c.beta1 * *mean + (1.0 - c.beta1) * g;
-                        *square = c.beta2 * *square + (1.0 - c.beta2) * g * g;
-                        *x = *x * keep - rate * *mean / (square.sqrt() * root + c.eps);
-                    }
+            let moments = m.mean.par_chunks_mut(CHUNK).zip(m.square.par_chunks_mut(CHUNK));
+            value.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(moments).for_each(
+                |((value, g), (mean, square))| {
+                    wide(
+                        #[inline(always)]
+                        || {
+                            let moments = mean.iter_mut().zip(square);
+                            for ((x, &g), (mean, square)) in value.iter_mut().zip(g).zip(moments) {
+                                *mean = c.beta1 * *mean + (1.0 - c.beta1) * g;
+                                *square = c.beta2 * *square + (1.0 - c.beta2) * g * g;
+                                *x = *x * keep - rate * *mean / (square.sqrt() * root + c.eps);
+                            }
+                        },
+                    );
                 },
             );
         }

@@ -1,4 +1,5 @@
-//! Depthwise convolution, directly: planes are padded once and split by column phase, so that every tap is a contiguous run.
+//! Depthwise convolution, directly: a plane is padded and split by remainder of row and column modulo the stride, so that every
+//! tap of the kernel is one contiguous run over the whole plane.
 
 use rayon::prelude::*;
 
@@ -6,197 +7,219 @@ use super::buffer::Buf;
 use super::conv::Conv;
 use super::simd::{self, CHUNK, wide};
 
-/// A padded plane, its columns sorted by remainder modulo the stride: `[row][phase][column]`.
-struct Phases {
-    stride: usize,
-    pad: usize,
-    /// Columns per phase.
+/// Padded planes `[stride * stride][height][width]`: pixel `(y, x)` of the plane lies in the part of remainders
+/// `((y + pad) % stride, (x + pad) % stride)`. Output `(oy, ox)` is at `oy * width + ox` of a run; columns past the output's
+/// width are computed and thrown away.
+struct Phases<'a> {
+    s: &'a Conv,
+    height: usize,
     width: usize,
-    rows: usize,
     data: Buf,
+    /// A run: outputs, or gradients with zeros past the output's width.
+    run: Buf,
 }
 
-impl Phases {
-    fn new(s: &Conv) -> Self {
-        let width = s.ow + (s.k - 1) / s.stride;
-        let rows = (s.oh - 1) * s.stride + s.k;
-        Phases { stride: s.stride, pad: s.pad, width, rows, data: Buf::zeros(rows * s.stride * width) }
+impl<'a> Phases<'a> {
+    fn new(s: &'a Conv) -> Self {
+        let extra = (s.k - 1) / s.stride;
+        let (height, width) = (s.oh + extra, s.ow + extra);
+        // Runs of the last row may read past the last part's end, by less than a row.
+        let data = Buf::zeros(s.stride * s.stride * height * width + width);
+        Phases { s, height, width, data, run: Buf::zeros(s.oh * width) }
     }
 
-    /// Rows of the padded plane that hold rows `0..h` of the plane, as far as any tap reaches them.
-    fn inner_rows(&self, h: usize) -> std::ops::Range<usize> {
-        self.pad.min(self.rows)..(self.pad + h).min(self.rows)
+    /// For each plane row that a tap can reach: its number and where its pixels of column remainder 0, 1, .. go:
+    /// (first plane column, offset, count).
+    #[inline(always)]
+    fn rows(&self, phase: usize) -> (usize, usize, usize) {
+        let Conv { w, stride, pad, .. } = *self.s;
+        let first = pad.saturating_sub(phase).div_ceil(stride);
+        let start = first * stride + phase - pad;
+        let count = if start < w { (w - start).div_ceil(stride) } else { 0 };
+        (start, first, count.min(self.width.saturating_sub(first)))
     }
 
-    /// Plane columns of a phase: (first padded column holding one, first plane column, count).
-    fn inner_columns(&self, phase: usize, w: usize) -> (usize, usize, usize) {
-        let first = self.pad.saturating_sub(phase).div_ceil(self.stride);
-        let start = first * self.stride + phase - self.pad;
-        let count = if start < w { (w - start).div_ceil(self.stride) } else { 0 };
-        (first, start, count.min(self.width.saturating_sub(first)))
+    /// Offset of plane row `y` in the part of a column phase, if a tap can reach it.
+    #[inline(always)]
+    fn row(&self, y: usize, phase: usize) -> Option<usize> {
+        let (padded, stride) = (y + self.s.pad, self.s.stride);
+        let part = padded % stride * stride + phase;
+        (padded / stride < self.height).then(|| (part * self.height + padded / stride) * self.width)
     }
 
     /// Copies a plane in; the padding keeps its zeros.
-    fn load(&mut self, x: &[f32], h: usize, w: usize) {
-        for row in self.inner_rows(h) {
-            let x = &x[(row - self.pad) * w..(row - self.pad + 1) * w];
-            for phase in 0..self.stride {
-                let (first, start, count) = self.inner_columns(phase, w);
-                let at = (row * self.stride + phase) * self.width + first;
-                let to = &mut self.data[at..at + count];
-                match self.stride {
-                    _ if count == 0 => {}
-                    1 => to.copy_from_slice(&x[start..start + count]),
-                    2 => phase_of_two(to, &x[start..]),
-                    stride => to.iter_mut().zip(x[start..].iter().step_by(stride)).for_each(|(o, &x)| *o = x),
+    #[inline(always)]
+    fn load(&mut self, x: &[f32]) {
+        let Conv { h, w, stride, .. } = *self.s;
+        for phase in 0..stride {
+            let (start, first, count) = self.rows(phase);
+            if count == 0 {
+                continue;
+            }
+            for y in 0..h {
+                let Some(at) = self.row(y, phase) else { continue };
+                let x = &x[y * w + start..(y + 1) * w];
+                let to = &mut self.data[at + first..at + first + count];
+                match stride {
+                    1 => to.copy_from_slice(&x[..count]),
+                    2 => every_second(to, x),
+                    _ => to.iter_mut().zip(x.iter().step_by(stride)).for_each(|(o, &x)| *o = x),
                 }
             }
         }
     }
 
     /// Copies the plane out, without the padding. Pixels that no tap reaches get 0.
-    fn store(&self, x: &mut [f32], h: usize, w: usize) {
+    #[inline(always)]
+    fn store(&self, x: &mut [f32]) {
+        let Conv { h, w, stride, .. } = *self.s;
         x.fill(0.0);
-        for row in self.inner_rows(h) {
-            let x = &mut x[(row - self.pad) * w..(row - self.pad + 1) * w];
-            for phase in 0..self.stride {
-                let (first, start, count) = self.inner_columns(phase, w);
-                if count == 0 {
-                    continue;
-                }
-                let at = (row * self.stride + phase) * self.width + first;
-                let from = &self.data[at..at + count];
-                x[start..].iter_mut().step_by(self.stride).zip(from).for_each(|(o, &x)| *o = x);
+        for phase in 0..stride {
+            let (start, first, count) = self.rows(phase);
+            if count == 0 {
+                continue;
+            }
+            for y in 0..h {
+                let Some(at) = self.row(y, phase) else { continue };
+                let from = &self.data[at + first..at + first + count];
+                x[y * w + start..(y + 1) * w].iter_mut().step_by(stride).zip(from).for_each(|(o, &v)| *o = v);
             }
         }
     }
 
-    /// Offset of the run under output row `oy` and tap `(ky, kx)`.
+    /// Offset of a tap's run.
     #[inline(always)]
-    fn run(&self, oy: usize, ky: usize, kx: usize) -> usize {
-        ((oy * self.stride + ky) * self.stride + kx % self.stride) * self.width + kx / self.stride
+    fn tap(&self, t: usize) -> usize {
+        let Conv { k, stride, .. } = *self.s;
+        let (ky, kx) = (t / k, t % k);
+        let part = ky % stride * stride + kx % stride;
+        (part * self.height + ky / stride) * self.width + kx / stride
+    }
+
+    /// Spreads output rows (a gradient) to the run's pitch.
+    #[inline(always)]
+    fn load_run(&mut self, g: &[f32]) {
+        for (run, g) in self.run.chunks_exact_mut(self.width).zip(g.chunks_exact(self.s.ow)) {
+            run[..g.len()].copy_from_slice(g);
+        }
+    }
+
+    /// One plane's convolution, from the parts by way of the run.
+    #[inline(always)]
+    fn convolve(&mut self, w: &[f32], bias: f32, out: &mut [f32]) {
+        let len = self.run.len();
+        if let &[w0, w1, w2, w3, w4, w5, w6, w7, w8] = w {
+            let at: [usize; 9] = std::array::from_fn(|t| self.tap(t));
+            let [a, b, c, d, e, f, g, h, i] = at.map(|at| &self.data[at..at + len]);
+            let top = a.iter().zip(b).zip(c).zip(d).zip(e);
+            let rest = f.iter().zip(g).zip(h).zip(i);
+            for ((o, ((((a, b), c), d), e)), (((f, g), h), i)) in self.run.iter_mut().zip(top).zip(rest) {
+                *o = ((w0 * a + w1 * b + w2 * c) + (w3 * d + w4 * e + w5 * f)) + ((w6 * g + w7 * h + w8 * i) + bias);
+            }
+        } else {
+            self.run.fill(bias);
+            for (t, &w) in w.iter().enumerate() {
+                let at = self.tap(t);
+                simd::axpy(&mut self.run, w, &self.data[at..at + len]);
+            }
+        }
+        for (out, run) in out.chunks_exact_mut(self.s.ow).zip(self.run.chunks_exact(self.width)) {
+            out.copy_from_slice(&run[..out.len()]);
+        }
     }
 }
 
 #[inline(always)]
-fn phase_of_two(to: &mut [f32], x: &[f32]) {
+fn every_second(to: &mut [f32], x: &[f32]) {
     let (pairs, rest) = x.as_chunks::<2>();
-    let count = to.len();
+    let (last, count) = (rest.first(), to.len());
     for (o, pair) in to.iter_mut().zip(pairs) {
         *o = pair[0];
     }
-    if pairs.len() < count {
-        to[count - 1] = rest[0];
+    if let (true, Some(&last)) = (pairs.len() < count, last) {
+        to[count - 1] = last;
     }
 }
 
-/// Planes per parallel piece.
-fn planes_per_piece(s: &Conv) -> usize {
-    (CHUNK / (s.h * s.w)).max(1)
-}
-
-/// One plane's convolution from its padded phases.
-#[inline(always)]
-fn convolve(s: &Conv, p: &Phases, w: &[f32], bias: f32, out: &mut [f32]) {
-    let ow = s.ow;
-    if s.k == 3 {
-        for (oy, out) in out.chunks_exact_mut(ow).enumerate() {
-            let [a, b, c, d, e, f, g, h, i]: [&[f32]; 9] = std::array::from_fn(|t| {
-                let at = p.run(oy, t / 3, t % 3);
-                &p.data[at..at + ow]
-            });
-            for x in 0..ow {
-                let top = w[0] * a[x] + w[1] * b[x] + w[2] * c[x];
-                let middle = w[3] * d[x] + w[4] * e[x] + w[5] * f[x];
-                let bottom = w[6] * g[x] + w[7] * h[x] + w[8] * i[x];
-                out[x] = (top + middle) + (bottom + bias);
-            }
-        }
-        return;
-    }
-    out.fill(bias);
-    for (oy, out) in out.chunks_exact_mut(ow).enumerate() {
-        for (t, &w) in w.iter().enumerate() {
-            let at = p.run(oy, t / s.k, t % s.k);
-            simd::axpy(out, w, &p.data[at..at + ow]);
-        }
-    }
-}
-
-pub(super) fn forward(s: &Conv, x: &[f32], w: &[f32], b: Option<&[f32]>) -> Buf {
-    let (plane, out_plane, taps) = (s.h * s.w, s.oh * s.ow, s.k * s.k);
-    let mut out = Buf::stale(s.n * s.o * out_plane);
-    let each = planes_per_piece(s);
-    out.par_chunks_mut(each * out_plane).enumerate().for_each(|(piece, out)| {
+/// Calls `f(phases, number, plane)` for the planes of `size` values in `out`, several to a task, at full vector width.
+fn planes(s: &Conv, out: &mut [f32], size: usize, f: impl Fn(&mut Phases<'_>, usize, &mut [f32]) + Sync) {
+    let each = (CHUNK / (s.h * s.w).max(1)).max(1);
+    out.par_chunks_mut(each * size).enumerate().for_each(|(piece, out)| {
         let mut p = Phases::new(s);
         wide(
             #[inline(always)]
             || {
-                for (i, out) in out.chunks_exact_mut(out_plane).enumerate() {
-                    let i = piece * each + i;
-                    let c = i % s.c;
-                    p.load(&x[i * plane..(i + 1) * plane], s.h, s.w);
-                    convolve(s, &p, &w[c * taps..(c + 1) * taps], b.map_or(0.0, |b| b[c]), out);
+                for (i, out) in out.chunks_exact_mut(size).enumerate() {
+                    f(&mut p, piece * each + i, out);
                 }
             },
         );
     });
+}
+
+pub(super) fn forward(s: &Conv, x: &[f32], w: &[f32], b: Option<&[f32]>) -> Buf {
+    let (plane, taps) = (s.h * s.w, s.k * s.k);
+    let mut out = Buf::stale(s.n * s.o * s.oh * s.ow);
+    planes(
+        s,
+        &mut out,
+        s.oh * s.ow,
+        #[inline(always)]
+        |p, i, out| {
+            let c = i % s.c;
+            p.load(&x[i * plane..(i + 1) * plane]);
+            p.convolve(&w[c * taps..(c + 1) * taps], b.map_or(0.0, |b| b[c]), out);
+        },
+    );
     out
 }
 
 pub(super) fn input_gradient(s: &Conv, g: &[f32], w: &[f32]) -> Buf {
-    let (plane, out_plane, taps) = (s.h * s.w, s.oh * s.ow, s.k * s.k);
+    let (out_plane, taps) = (s.oh * s.ow, s.k * s.k);
     if s.stride == 1 && s.pad < s.k {
         // A convolution of the gradient with the mirrored kernel.
         let back = Conv { h: s.oh, w: s.ow, oh: s.h, ow: s.w, pad: s.k - 1 - s.pad, ..*s };
         let mirrored: Vec<f32> = w.chunks_exact(taps).flat_map(|w| w.iter().rev().copied()).collect();
         return forward(&back, g, &mirrored, None);
     }
-    let mut dx = Buf::stale(s.n * s.c * plane);
-    let each = planes_per_piece(s);
-    dx.par_chunks_mut(each * plane).enumerate().for_each(|(piece, dx)| {
-        let mut p = Phases::new(s);
-        wide(
-            #[inline(always)]
-            || {
-                for (i, dx) in dx.chunks_exact_mut(plane).enumerate() {
-                    let i = piece * each + i;
-                    let w = &w[i % s.c * taps..][..taps];
-                    p.data.fill(0.0);
-                    for (oy, g) in g[i * out_plane..(i + 1) * out_plane].chunks_exact(s.ow).enumerate() {
-                        for (t, &w) in w.iter().enumerate() {
-                            let at = p.run(oy, t / s.k, t % s.k);
-                            simd::axpy(&mut p.data[at..at + s.ow], w, g);
-                        }
-                    }
-                    p.store(dx, s.h, s.w);
-                }
-            },
-        );
-    });
+    let mut dx = Buf::stale(s.n * s.c * s.h * s.w);
+    planes(
+        s,
+        &mut dx,
+        s.h * s.w,
+        #[inline(always)]
+        |p, i, dx| {
+            p.load_run(&g[i * out_plane..(i + 1) * out_plane]);
+            p.data.fill(0.0);
+            for (t, &w) in w[i % s.c * taps..][..taps].iter().enumerate() {
+                let at = p.tap(t);
+                let len = p.run.len();
+                simd::axpy(&mut p.data[at..at + len], w, &p.run);
+            }
+            p.store(dx);
+        },
+    );
     dx
 }
 
 pub(super) fn weight_gradient(s: &Conv, g: &[f32], x: &[f32]) -> Buf {
     let (plane, out_plane, taps) = (s.h * s.w, s.oh * s.ow, s.k * s.k);
     let mut dw = Buf::zeros(s.c * taps);
-    dw.par_chunks_mut(taps).enumerate().for_each(|(c, dw)| {
-        let mut p = Phases::new(s);
-        for n in 0..s.n {
-            let i = n * s.c + c;
-            p.load(&x[i * plane..(i + 1) * plane], s.h, s.w);
-            wide(
-                #[inline(always)]
-                || {
-                    for (oy, g) in g[i * out_plane..(i + 1) * out_plane].chunks_exact(s.ow).enumerate() {
-                        for (t, dw) in dw.iter_mut().enumerate() {
-                            let at = p.run(oy, t / s.k, t % s.k);
-                            *dw += simd::dot(&p.data[at..at + s.ow], g);
-                        }
-                    }
-                },
-            );
-        }
-    });
+    planes(
+        s,
+        &mut dw,
+        taps,
+        #[inline(always)]
+        |p, c, dw| {
+            for i in (c..s.n * s.c).step_by(s.c) {
+                p.load(&x[i * plane..(i + 1) * plane]);
+                p.load_run(&g[i * out_plane..(i + 1) * out_plane]);
+                for (t, dw) in dw.iter_mut().enumerate() {
+                    let at = p.tap(t);
+                    *dw += simd::dot(&p.data[at..at + p.run.len()], &p.run);
+                }
+            }
+        },
+    );
     dw
 }

@@ -29,8 +29,14 @@ impl Eager {
                     for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                         let top = simd::max(x);
                         for (o, &x) in out.iter_mut().zip(x) {
-                            *o = exp(x - top);
+                            *o = x - top;
                         }
+                    }
+                    // Over all rows at once: short rows would waste most of the vector.
+                    for o in out.iter_mut() {
+                        *o = exp(*o);
+                    }
+                    for out in out.chunks_exact_mut(width) {
                         let k = 1.0 / simd::sum(out);
                         for o in out {
                             *o *= k;

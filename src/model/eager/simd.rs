@@ -111,6 +111,9 @@ fn fold_lanes(lanes: [f32; LANES]) -> f32 {
 /// Sum in a fixed order of lanes.
 #[inline(always)]
 pub(super) fn sum(x: &[f32]) -> f32 {
+    if x.len() < LANES {
+        return x.iter().sum();
+    }
     let mut lanes = [0.0f32; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
     for block in blocks {
@@ -127,6 +130,9 @@ pub(super) fn sum(x: &[f32]) -> f32 {
 /// Inner product in a fixed order of lanes.
 #[inline(always)]
 pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    if x.len() < LANES {
+        return x.iter().zip(y).map(|(x, y)| x * y).sum();
+    }
     let mut lanes = [0.0f32; LANES];
     let (xs, x_rest) = x.as_chunks::<LANES>();
     let (ys, y_rest) = y.as_chunks::<LANES>();
@@ -144,6 +150,9 @@ pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
 /// Largest value.
 #[inline(always)]
 pub(super) fn max(x: &[f32]) -> f32 {
+    if x.len() < LANES {
+        return x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    }
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
     for block in blocks {
