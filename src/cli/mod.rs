@@ -1,10 +1,12 @@
 //! The commands, one file each.
 
 mod bench;
+pub mod bench_segment;
 #[cfg(feature = "train")]
 pub mod bench_train;
 mod logging;
 mod validate;
+mod weights;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,6 +29,8 @@ enum Command {
     Validate(validate::ValidateArgs),
     /// Measure this project beside its peers
     Bench(bench::BenchArgs),
+    /// Fetch or check the base weights
+    Weights(weights::WeightsArgs),
 }
 
 /// Where settings come from; shared by every command that needs them.
@@ -59,6 +63,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Validate(args) => validate::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Weights(args) => weights::run(&args),
     };
     match outcome {
         Ok(code) => code,

@@ -283,7 +283,9 @@ impl Ops for Emitter<'_> {
         self.unary("Relu", x)
     }
     fn step(&self, x: &Value) -> Value {
-        self.unary("Sign", &self.relu(x))
+        // Not Sign(Relu(x)): rten 0.27 gives Sign(0) = 1.
+        let positive = self.with_scalar("Greater", x, 0.0);
+        self.node("Cast", vec![self.read(&positive)], &[("to", Attr::Int(i64::from(FLOAT)))], &x.shape)
     }
     fn sigmoid(&self, x: &Value) -> Value {
         self.unary("Sigmoid", x)

@@ -83,6 +83,49 @@ fn lora_of_zero_changes_nothing_and_of_more_does() {
 }
 
 #[test]
+fn cam_is_the_gradient_of_the_logit() {
+    // CAM's weights are the logit's gradient on the embedding, averaged over positions: here by finite differences.
+    let shapes = adapter();
+    let graph = emit_classifier(&BaseWeights::random(6), &shapes, 64).unwrap();
+    let engine = CpuEngine::load("classifier", graph.onnx.clone(), 1).unwrap();
+    let tensors: Vec<(String, Tensor)> = shapes
+        .iter()
+        .filter(|(n, _)| graph.adapter_inputs.contains_key(*n))
+        .map(|(n, s)| (n.clone(), noise(s, 0.2)))
+        .collect();
+    let run = |f: &Tensor| {
+        let mut inputs = vec![(EMBEDDING, f)];
+        inputs.extend(tensors.iter().map(|(n, t)| (n.as_str(), t)));
+        engine.run(&inputs).unwrap()
+    };
+    let f = noise(&[1, 256, 4, 4], 1.0);
+    let out = run(&f);
+    assert_eq!((&out[0].shape[..], &out[1].shape[..]), (&[1, 2][..], &[1, 2, 4, 4][..]));
+    let mut cam = [[0f64; 16]; 2];
+    for c in 0..256 {
+        // All positions of a channel share one gradient, so moving all of them by h moves the logit by 16 h dL/dF.
+        let h = 1e-3;
+        let moved = |sign: f32| {
+            let mut g = f.clone();
+            g.data[c * 16..(c + 1) * 16].iter_mut().for_each(|v| *v += sign * h);
+            run(&g).remove(0)
+        };
+        let (up, down) = (moved(1.0), moved(-1.0));
+        for (k, row) in cam.iter_mut().enumerate() {
+            let alpha = f64::from(up.data[k] - down.data[k]) / f64::from(2.0 * h) / 16.0;
+            for (p, value) in row.iter_mut().enumerate() {
+                *value += alpha * f64::from(f.data[c * 16 + p]);
+            }
+        }
+    }
+    assert!(cam.as_flattened().iter().any(|&v| v > 0.05), "nothing to compare: {cam:?}");
+    for (i, expected) in cam.as_flattened().iter().enumerate() {
+        let found = f64::from(out[1].data[i]);
+        assert!((found - expected.max(0.0)).abs() < 1e-2, "{i}: {found} {expected}");
+    }
+}
+
+#[test]
 fn wrong_inputs_are_named() {
     let graph = emit_zero_shot_decoder(&BaseWeights::random(1), 64, 1).unwrap();
     let engine = CpuEngine::load("decoder", graph.onnx, 1).unwrap();
