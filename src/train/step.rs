@@ -14,6 +14,11 @@ use crate::pipeline::{PromptRule, cam_box, jitter, to_input, true_box};
 /// Pixels that a structure must have in a slice to count as present.
 pub const PRESENT: usize = 16;
 
+/// Logit of a structure's place where the CAM has no evidence. A structure covers a few percent of the crop; without this
+/// prior the evidence itself would have to be negative nearly everywhere, and with it the classifier's logit, which is its
+/// mean.
+const CAM_PRIOR: f32 = -3.0;
+
 /// The losses of a step, unweighted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Losses {
@@ -72,7 +77,7 @@ pub fn step(eager: &Eager, sample: &Sample, settings: &TrainSettings, rng: &mut 
     let shape = [1, structures, grid, grid];
     let covered = Var::constant(&shape, coverage(&sample.labels, &all, grid));
     // The evidence is a mean over positions; its sum has the scale of a logit.
-    let evidence = eager.scale(&classified.evidence, (grid * grid) as f32);
+    let evidence = eager.offset(&eager.scale(&classified.evidence, (grid * grid) as f32), CAM_PRIOR);
     let cam = eager.mean_all(&eager.bce_with_logits(&evidence, &covered));
 
     let mut total = eager.add(&eager.scale(&classifier, w.classifier), &eager.scale(&cam, w.cam));

@@ -1,0 +1,204 @@
+//! The data set: volumes with their truth on the image's grid, and the labelled slices as training samples.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::labels::LabelImage;
+use super::manifest::{DatasetError, Entry, Manifest, Use};
+use super::sample::Sample;
+use crate::image::phantom::{Phantom, PhantomOptions};
+use crate::image::{LabelMap, Volume};
+use crate::pipeline::{CropRule, LegView, leg_views};
+use crate::segex::{LegFrame, ShapeStatistics, shape};
+use crate::series::load_dir;
+use crate::terms::{Side, Task};
+
+/// A volume with its truth.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Name in the manifest.
+    pub name: String,
+    /// The images.
+    pub volume: Volume,
+    /// The header's laterality, for a single leg.
+    pub hint: Option<Side>,
+    /// Truth on the image's grid: structure `k` of the task is `k + 1`, on either leg.
+    pub truth: LabelMap,
+    /// Which structures of the task the labels tell about; of the others nothing is known, not even absence.
+    pub known: Vec<bool>,
+    /// The leg that is labelled; none where all are.
+    pub side: Option<Side>,
+    /// Slices to train on.
+    pub train: Vec<usize>,
+    /// Slices to evaluate.
+    pub test: Vec<usize>,
+}
+
+impl Case {
+    /// Loads one entry of a manifest.
+    ///
+    /// # Errors
+    /// [`DatasetError`]: images or labels unreadable, grids that differ, slices beyond the volume.
+    pub fn load(entry: &Entry, task: &Task) -> Result<Self, DatasetError> {
+        let wrong = |problem: String| DatasetError::Volume { volume: entry.name.clone(), problem };
+        let (volume, hint, truth, known) = match (&entry.images, &entry.labels, entry.phantom) {
+            (Some(images), Some(labels), _) => {
+                let (volume, hint) = images_of(images).map_err(|problem| DatasetError::Images {
+                    volume: entry.name.clone(),
+                    path: images.clone(),
+                    problem,
+                })?;
+                let (truth, known) = labels_of(entry, labels, task, &volume)?;
+                (volume, hint, truth, known)
+            }
+            (_, _, Some(seed)) => {
+                let phantom = Phantom::new(&PhantomOptions { seed, ..PhantomOptions::default() });
+                let mut truth = phantom.truth(task, Side::Right);
+                for (t, l) in truth.data.iter_mut().zip(phantom.truth(task, Side::Left).data) {
+                    *t = (*t).max(l);
+                }
+                (phantom.volume, None, truth, vec![true; task.structures.len()])
+            }
+            _ => return Err(wrong("has neither images and labels nor a phantom's seed".into())),
+        };
+        let count = volume.geometry.dims[2];
+        let mut listed = entry.slices.clone().unwrap_or_else(|| (0..count).collect());
+        listed.sort_unstable();
+        listed.dedup();
+        if let Some(z) = listed.iter().find(|z| **z >= count) {
+            return Err(wrong(format!("slice {z} is listed, the volume has 0 to {}", count.saturating_sub(1))));
+        }
+        let (train, test) = match entry.usage {
+            Use::Train => (listed, Vec::new()),
+            Use::Test => (Vec::new(), listed),
+            Use::Both => {
+                let rest = (0..count).filter(|z| !listed.contains(z)).collect();
+                (listed, rest)
+            }
+        };
+        if let Some(k) = known.iter().position(|k| !k).filter(|_| !train.is_empty()) {
+            return Err(wrong(format!(
+                "is trained on, but its `map` names no segment for {}: label it, or leave it out of the structures",
+                task.structures[k].key
+            )));
+        }
+        Ok(Case { name: entry.name.clone(), volume, hint, truth, known, side: entry.side, train, test })
+    }
+
+    /// All legs of the volume, right first; which of them are labelled says [`Case::labelled`].
+    ///
+    /// # Errors
+    /// [`DatasetError::Legs`] where no leg is found, [`DatasetError::Volume`] where the labelled one is not there.
+    pub fn views(&self, rule: CropRule, size: usize) -> Result<Vec<LegView>, DatasetError> {
+        let (views, _) = leg_views(&self.volume, rule, size, self.hint)
+            .map_err(|source| DatasetError::Legs { volume: self.name.clone(), source })?;
+        if (0..views.len()).any(|l| self.labelled(&views, l)) {
+            return Ok(views);
+        }
+        let side = self.side.map_or("labelled", Side::word);
+        Err(DatasetError::Volume {
+            volume: self.name.clone(),
+            problem: format!("the {side} leg was not found in the images"),
+        })
+    }
+
+    /// Whether leg `l` of `views` is labelled. A single leg of unknown side is taken for the labelled one.
+    pub fn labelled(&self, views: &[LegView], l: usize) -> bool {
+        self.side.is_none() || views[l].leg.side == self.side || (views.len() == 1 && views[l].leg.side.is_none())
+    }
+
+    /// The truth of leg `l` alone: labels inside another leg are background, as they are in serving.
+    pub fn truth_of(&self, views: &[LegView], l: usize) -> LabelMap {
+        let mut truth = self.truth.clone();
+        for (_, other) in views.iter().enumerate().filter(|(o, _)| *o != l) {
+            truth.data.iter_mut().zip(&other.leg.mask).filter(|(_, m)| **m).for_each(|(t, _)| *t = 0);
+        }
+        truth
+    }
+}
+
+/// What training takes from a data set.
+#[derive(Clone, Debug)]
+pub struct TrainingSet {
+    /// The labelled slices, each leg by itself.
+    pub samples: Vec<Sample>,
+    /// Volumes that have any.
+    pub volumes: usize,
+    /// Shape of each structure over the labelled slices, for SegEx.
+    pub shapes: Vec<ShapeStatistics>,
+}
+
+/// Loads every volume of a manifest that `wanted` accepts.
+///
+/// # Errors
+/// [`DatasetError`] of the first volume that cannot be used.
+pub fn load_cases(
+    manifest: &Manifest,
+    task: &Task,
+    wanted: impl Fn(&Entry) -> bool,
+) -> Result<Vec<Case>, DatasetError> {
+    manifest.volume.iter().filter(|e| wanted(e)).map(|e| Case::load(e, task)).collect()
+}
+
+/// The labelled slices of the cases, through the crop that serving uses, `size` pixels along an edge.
+///
+/// # Errors
+/// [`DatasetError::Empty`] where there is none; otherwise as [`Case::views`].
+pub fn training_set(cases: &[Case], task: &Task, rule: CropRule, size: usize) -> Result<TrainingSet, DatasetError> {
+    let mut set = TrainingSet { samples: Vec::new(), volumes: 0, shapes: Vec::new() };
+    let mut shapes = vec![Vec::new(); task.structures.len()];
+    for case in cases.iter().filter(|c| !c.train.is_empty()) {
+        set.volumes += 1;
+        let views = case.views(rule, size)?;
+        for (l, view) in views.iter().enumerate().filter(|(l, _)| case.labelled(&views, *l)) {
+            let truth = case.truth_of(&views, l);
+            let g = &case.volume.geometry;
+            let frame = LegFrame {
+                bounds: view.leg.bounds,
+                flip: view.crop.flip,
+                spacing: [g.spacing[0], g.spacing[1]],
+            };
+            for &z in &case.train {
+                let plane = truth.plane(z);
+                for (k, all) in shapes.iter_mut().enumerate() {
+                    let mask: Vec<bool> = plane.data.iter().map(|&v| usize::from(v) == k + 1).collect();
+                    all.extend(shape(&mask, plane.width, [0, 0], &frame));
+                }
+                set.samples.push(Sample {
+                    grey: view.grey(&case.volume, z),
+                    labels: view.crop.sample_labels(&plane),
+                });
+            }
+        }
+    }
+    let fits = task.structures.iter().zip(&shapes).filter_map(|(s, all)| ShapeStatistics::fit(&s.key, all));
+    set.shapes = fits.collect();
+    if set.samples.is_empty() { Err(DatasetError::Empty) } else { Ok(set) }
+}
+
+fn images_of(folder: &Path) -> Result<(Volume, Option<Side>), String> {
+    let series = load_dir(folder).map_err(|e| e.to_string())?;
+    let hint = series.header.laterality;
+    Ok((series.volume, hint))
+}
+
+fn labels_of(
+    entry: &Entry,
+    path: &Path,
+    task: &Task,
+    volume: &Volume,
+) -> Result<(LabelMap, Vec<bool>), DatasetError> {
+    let labels = |source| DatasetError::Labels { volume: entry.name.clone(), source };
+    let mut known = vec![false; task.structures.len()];
+    let mut map = BTreeMap::new();
+    for (segment, key) in &entry.map {
+        // What the task does not ask for is background to it.
+        if let Some(k) = task.structures.iter().position(|s| &s.key == key) {
+            known[k] = true;
+            map.insert(segment.clone(), k as u8 + 1);
+        }
+    }
+    let image = LabelImage::load(path).map_err(labels)?;
+    let truth = image.onto(&volume.geometry, &map, entry.offset, path).map_err(labels)?;
+    Ok((truth, known))
+}

@@ -1,0 +1,182 @@
+//! The manifest: which volumes, which label file belongs to each, which of its segments are which structures.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::labels::LabelError;
+use crate::pipeline::LegError;
+use crate::terms::Side;
+
+/// Largest manifest that is read, bytes.
+const MAX_BYTES: u64 = 8 << 20;
+
+/// Why a data set cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// The manifest could not be read.
+    #[error("manifest {}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The manifest is not understood.
+    #[error("manifest {}: {problem}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A volume's images could not be loaded.
+    #[error("volume {volume}: images {}: {problem}", path.display())]
+    Images {
+        /// Name in the manifest.
+        volume: String,
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        problem: String,
+    },
+    /// A volume's labels could not be used.
+    #[error("volume {volume}: {source}")]
+    Labels {
+        /// Name in the manifest.
+        volume: String,
+        /// Why.
+        source: LabelError,
+    },
+    /// No leg was found.
+    #[error("volume {volume}: {source}")]
+    Legs {
+        /// Name in the manifest.
+        volume: String,
+        /// Why.
+        source: LegError,
+    },
+    /// An entry contradicts itself or its data.
+    #[error("volume {volume}: {problem}")]
+    Volume {
+        /// Name in the manifest.
+        volume: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// No labelled slice is left for training.
+    #[error("the manifest leaves no labelled slice to train on: give at least one volume `use = \"train\"` and `slices`")]
+    Empty,
+}
+
+/// What a volume is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Use {
+    /// Its labelled slices are trained on; it is not evaluated.
+    #[default]
+    Train,
+    /// It is evaluated only.
+    Test,
+    /// Its labelled slices are trained on, its other slices are evaluated.
+    Both,
+}
+
+/// One volume of the manifest.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Name in messages and tables; default: the folder's.
+    #[serde(default)]
+    pub name: String,
+    /// Folder of the DICOM images.
+    pub images: Option<PathBuf>,
+    /// Label file: NRRD, seg.nrrd, NIfTI (.nii, .nii.gz) or DICOM SEG.
+    pub labels: Option<PathBuf>,
+    /// Instead of images and labels: the seed of a phantom.
+    pub phantom: Option<u64>,
+    /// Segment of the label file (number or name) to structure key; several may name one structure.
+    #[serde(default)]
+    pub map: BTreeMap<String, String>,
+    /// Where the first voxel of a cropped label grid lies in the image: column, row, slice.
+    pub offset: Option<[i64; 3]>,
+    /// Labelled slices (from 0, in order of position along the slice normal); default: all.
+    pub slices: Option<Vec<usize>>,
+    /// The leg that is labelled; default: every leg found.
+    pub side: Option<Side>,
+    /// What it is for.
+    #[serde(default, rename = "use")]
+    pub usage: Use,
+}
+
+/// A data set description.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// A sentence for people, kept in the adapter: what the data are.
+    #[serde(default)]
+    pub note: String,
+    /// Structures of the task, in order; the command line goes before it.
+    #[serde(default)]
+    pub structures: Vec<String>,
+    /// The volumes.
+    pub volume: Vec<Entry>,
+}
+
+impl Manifest {
+    /// Reads a manifest; relative paths in it are relative to its folder.
+    ///
+    /// # Errors
+    /// [`DatasetError::Io`], [`DatasetError::Format`].
+    pub fn load(path: &Path) -> Result<Self, DatasetError> {
+        let io = |source| DatasetError::Io { path: path.into(), source };
+        let format = |problem: String| DatasetError::Format { path: path.into(), problem };
+        if std::fs::metadata(path).map_err(io)?.len() > MAX_BYTES {
+            return Err(format("larger than 8 MiB".into()));
+        }
+        let text = std::fs::read_to_string(path).map_err(io)?;
+        let mut manifest: Manifest = toml::from_str(&text).map_err(|e| format(e.to_string()))?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        for (i, e) in manifest.volume.iter_mut().enumerate() {
+            if let Some(p) = &mut e.images {
+                *p = folder.join(&*p);
+            }
+            if let Some(p) = &mut e.labels {
+                *p = folder.join(&*p);
+            }
+            if e.name.is_empty() {
+                let folder = e.images.as_deref().and_then(Path::file_name).map(|n| n.to_string_lossy().into_owned());
+                e.name = folder.unwrap_or_else(|| format!("volume {}", i + 1));
+            }
+            match (&e.images, &e.labels, e.phantom) {
+                (Some(_), Some(_), None) if !e.map.is_empty() => {}
+                (None, None, Some(_)) if e.map.is_empty() && e.offset.is_none() => {}
+                _ => {
+                    return Err(format(format!(
+                        "volume {}: needs either `images`, `labels` and `map`, or `phantom` alone",
+                        e.name
+                    )));
+                }
+            }
+            if e.usage == Use::Both && e.slices.is_none() {
+                return Err(format(format!("volume {}: `use = \"both\"` needs `slices` to train on", e.name)));
+            }
+        }
+        if manifest.volume.is_empty() {
+            return Err(format("lists no [[volume]]".into()));
+        }
+        Ok(manifest)
+    }
+
+    /// Every structure key that the volumes' maps name, in first use; phantoms name none.
+    pub fn mapped(&self) -> Vec<String> {
+        let mut keys: Vec<String> = Vec::new();
+        for key in self.volume.iter().flat_map(|e| e.map.values()) {
+            if !keys.contains(key) {
+                keys.push(key.clone());
+            }
+        }
+        keys
+    }
+}

@@ -1,0 +1,46 @@
+//! A training run is repeatable: the same seed gives the same bytes, and one that was interrupted ends the same.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use scanside::image::Plane;
+use scanside::model::weights::BaseWeights;
+use scanside::train::{Sample, TrainSettings, train};
+
+fn samples() -> Vec<Sample> {
+    (0..3)
+        .map(|s| {
+            let inside = |i: usize| ((i % 64) as f32 - 24.0 - 4.0 * s as f32).hypot((i / 64) as f32 - 30.0) < 11.0;
+            let other = |i: usize| ((i % 64) as f32 - 48.0).hypot((i / 64) as f32 - 44.0) < 7.0;
+            let label = |i: usize| if inside(i) { 1u8 } else { 2 * u8::from(other(i)) };
+            Sample {
+                grey: Plane { width: 64, height: 64, data: (0..4096).map(|i| 60.0 + 70.0 * f32::from(label(i))).collect() },
+                labels: Plane { width: 64, height: 64, data: (0..4096).map(label).collect() },
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn an_interrupted_run_resumes_to_the_very_same_adapter() {
+    let base = BaseWeights::random(5);
+    let settings = TrainSettings { input_size: 64, steps: 56, warm_up: 5, seed: 9, ..TrainSettings::default() };
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = folder.path().join("run");
+    let go = |checkpoint: Option<&std::path::Path>, stop: usize| {
+        catch_unwind(AssertUnwindSafe(|| {
+            train(base.tensors(), 2, &samples(), &settings, checkpoint, &mut |p| assert!(p.step < stop, "pulled the plug"))
+        }))
+    };
+    let whole = go(None, usize::MAX).unwrap().unwrap();
+    assert!(go(Some(&checkpoint), 53).is_err(), "the run was to be interrupted");
+    let mut first = None;
+    let resumed = train(base.tensors(), 2, &samples(), &settings, Some(&checkpoint), &mut |p| {
+        first.get_or_insert(p.step);
+    })
+    .unwrap();
+    assert_eq!(first, Some(51), "it did not resume from its checkpoint");
+    assert!(resumed == whole, "the resumed run differs");
+    let other = TrainSettings { seed: 10, ..settings };
+    let refused = train(base.tensors(), 2, &samples(), &other, Some(&checkpoint), &mut |_| {}).unwrap_err();
+    assert!(refused.to_string().contains("other settings"), "{refused}");
+}
