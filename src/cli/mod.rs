@@ -4,7 +4,11 @@ mod bench;
 pub mod bench_segment;
 #[cfg(feature = "train")]
 pub mod bench_train;
+#[cfg(feature = "train")]
+pub mod evaluate;
 mod logging;
+#[cfg(feature = "train")]
+pub mod train;
 mod validate;
 mod weights;
 
@@ -27,6 +31,12 @@ struct Cli {
 enum Command {
     /// Check a configuration file; with --print, show every value in force and its origin
     Validate(validate::ValidateArgs),
+    /// Train an adapter on labelled slices
+    #[cfg(feature = "train")]
+    Train(train::TrainArgs),
+    /// Compare an adapter's masks with the truth: automatic as in serving, and with true boxes
+    #[cfg(feature = "train")]
+    Evaluate(evaluate::EvaluateArgs),
     /// Measure this project beside its peers
     Bench(bench::BenchArgs),
     /// Fetch or check the base weights
@@ -62,6 +72,10 @@ pub fn main() -> ExitCode {
     logging::init();
     let outcome = match cli.command {
         Command::Validate(args) => validate::run(&args),
+        #[cfg(feature = "train")]
+        Command::Train(args) => train::run(&args),
+        #[cfg(feature = "train")]
+        Command::Evaluate(args) => evaluate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Weights(args) => weights::run(&args),
     };

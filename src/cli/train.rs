@@ -1,0 +1,265 @@
+//! `scanside train`: an adapter from labelled slices.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::evaluate::{Setting, base_weights, evaluation_of, print_table};
+use crate::adapter::{Adapter, AdapterMeta, FORMAT, Lora, Presence, Provenance, TRAINABLE_SHARE};
+use crate::model::weights::BaseWeights;
+use crate::pipeline::CropRule;
+use crate::terms::{STRUCTURE_KEYS, Task, structure};
+use crate::train::{
+    Case, Manifest, Progress, TrainSettings, TrainingSet, Use, calibrate, load_cases, train, training_set,
+};
+
+/// Train an adapter on labelled slices.
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    /// Manifest: a TOML list of volumes, label files and which segment is which structure
+    #[arg(long, short)]
+    manifest: PathBuf,
+    /// Structures in order, e.g. VL,VM; default: the manifest's, else all that its maps name
+    #[arg(long, value_delimiter = ',')]
+    structures: Vec<String>,
+    /// The adapter file to write
+    #[arg(long, short)]
+    out: PathBuf,
+    /// Name of the adapter; default: the file's
+    #[arg(long)]
+    name: Option<String>,
+    /// Version of the adapter: raise it with every release of a name
+    #[arg(long, default_value_t = 1)]
+    release: u32,
+    /// Settings as TOML; the options below go before it
+    #[arg(long)]
+    settings: Option<PathBuf>,
+    /// Optimiser steps, one slice each
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Seed of everything random: same data, settings and seed give the same adapter
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Edge of the network's input, pixels, a multiple of 32
+    #[arg(long)]
+    input_size: Option<usize>,
+    /// Peak learning rate
+    #[arg(long)]
+    lr: Option<f32>,
+    /// LoRA rank in the image encoder
+    #[arg(long)]
+    encoder_rank: Option<usize>,
+    /// LoRA rank in the mask decoder
+    #[arg(long)]
+    decoder_rank: Option<usize>,
+    /// Checkpoint to write, and to resume from where it exists; default: the adapter file with .checkpoint
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
+    /// Base weights (safetensors); default: the cache, fetched once where empty
+    #[arg(long)]
+    weights: Option<PathBuf>,
+    /// Do not evaluate the manifest's test volumes afterwards
+    #[arg(long)]
+    no_evaluation: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// One message with its remedy.
+pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
+    let manifest = Manifest::load(&args.manifest)?;
+    let task = task_of(&args.structures, &manifest, &args.out)?;
+    let settings = settings_of(args)?;
+    ensure!(settings.steps > 0, "--steps 0 trains nothing");
+    crate::model::network::check_image_size(settings.input_size)?;
+    let folder = args.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(folder.is_dir(), "there is no folder {} to write the adapter into", folder.display());
+
+    let base = base_weights(args.weights.as_deref())?;
+    let cases = load_cases(&manifest, &task, |e| e.usage != Use::Test)?;
+    let rule = CropRule::default();
+    let set = training_set(&cases, &task, rule, settings.input_size)?;
+    println!(
+        "training {} on {} slices of {} volumes, {} steps at {} px, seed {}",
+        keys(&task).join(","),
+        set.samples.len(),
+        set.volumes,
+        settings.steps,
+        settings.input_size,
+        settings.seed
+    );
+
+    let checkpoint = args.checkpoint.clone().unwrap_or_else(|| args.out.with_extension("checkpoint"));
+    if checkpoint.exists() {
+        println!("resuming from {}", checkpoint.display());
+    }
+    let curve = args.out.with_extension("loss.csv");
+    let mut tensors = {
+        let mut log = LossLog::open(&curve, settings.steps, checkpoint.exists())?;
+        train(base.tensors(), task.structures.len(), &set.samples, &settings, Some(&checkpoint), &mut |p| log.step(p))?
+    };
+    calibrate(base.tensors(), &mut tensors, &set.samples, &settings);
+    let adapter = adapter_of(args, &manifest, &task, &settings, &set, &base, rule, tensors)?;
+    adapter.save(&args.out)?;
+    // Only a finished adapter makes the checkpoint useless; a default one is ours to remove.
+    if args.checkpoint.is_none() {
+        let _ = std::fs::remove_file(&checkpoint);
+    }
+    println!(
+        "wrote {}: {} values ({:.1} % of the base), sha256 {}",
+        args.out.display(),
+        adapter.parameters(),
+        100.0 * share(&adapter, &base),
+        adapter.sha256()?
+    );
+    println!("loss curve: {}", curve.display());
+
+    if !args.no_evaluation && manifest.volume.iter().any(|e| e.usage != Use::Train) {
+        let tests: Vec<Case> = load_cases(&manifest, &task, |e| e.usage != Use::Train)?;
+        let table = evaluation_of(&adapter, &base, &tests, &Setting::default())?;
+        print_table(&table, "Evaluation");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn keys(task: &Task) -> Vec<&str> {
+    task.structures.iter().map(|s| s.key.as_str()).collect()
+}
+
+/// The task: what the command line lists, else the manifest's list, else all that its maps name.
+fn task_of(wanted: &[String], manifest: &Manifest, out: &Path) -> anyhow::Result<Task> {
+    let list = [wanted.to_vec(), manifest.structures.clone(), manifest.mapped()];
+    let Some(list) = list.into_iter().find(|l| !l.is_empty()) else {
+        bail!("no structure is named: give --structures, e.g. --structures VL,VM");
+    };
+    let mut structures = Vec::new();
+    for key in &list {
+        let Some(s) = structure(key) else {
+            bail!("no structure {key:?}: this release knows {}", STRUCTURE_KEYS.join(", "));
+        };
+        if !structures.contains(&s) {
+            structures.push(s);
+        }
+    }
+    let name = out.file_stem().map_or_else(|| "task".into(), |n| n.to_string_lossy().into_owned());
+    Ok(Task { name, structures })
+}
+
+fn settings_of(args: &TrainArgs) -> anyhow::Result<TrainSettings> {
+    let mut s: TrainSettings = match &args.settings {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("settings {}", path.display()))?;
+            toml::from_str(&text).with_context(|| format!("settings {}", path.display()))?
+        }
+        None => TrainSettings::default(),
+    };
+    s.steps = args.steps.unwrap_or(s.steps);
+    s.seed = args.seed.unwrap_or(s.seed);
+    s.input_size = args.input_size.unwrap_or(s.input_size);
+    s.lr = args.lr.unwrap_or(s.lr);
+    s.encoder_rank = args.encoder_rank.unwrap_or(s.encoder_rank);
+    s.decoder_rank = args.decoder_rank.unwrap_or(s.decoder_rank);
+    Ok(s)
+}
+
+fn share(adapter: &Adapter, base: &BaseWeights) -> f64 {
+    adapter.parameters() as f64 / base.tensors().values().map(crate::engine::Tensor::len).sum::<usize>().max(1) as f64
+}
+
+#[allow(clippy::too_many_arguments)]
+fn adapter_of(
+    args: &TrainArgs,
+    manifest: &Manifest,
+    task: &Task,
+    settings: &TrainSettings,
+    set: &TrainingSet,
+    base: &BaseWeights,
+    crop: CropRule,
+    tensors: std::collections::BTreeMap<String, crate::engine::Tensor>,
+) -> anyhow::Result<Adapter> {
+    let adapter = Adapter {
+        meta: AdapterMeta {
+            format: FORMAT,
+            name: args.name.clone().unwrap_or_else(|| task.name.clone()),
+            version: args.release,
+            network_version: 1,
+            base_sha256: base.sha256().to_string(),
+            task: task.clone(),
+            input_size: settings.input_size,
+            crop,
+            // Trained without a scale of its own: B A is added as it is.
+            lora: Lora { encoder_rank: settings.encoder_rank, decoder_rank: settings.decoder_rank, alpha: 1.0 },
+            presence: task.structures.iter().map(|s| Presence { key: s.key.clone(), threshold: 0.5 }).collect(),
+            shape: set.shapes.clone(),
+            provenance: Provenance {
+                tool: format!("scanside {}", env!("CARGO_PKG_VERSION")),
+                seed: settings.seed,
+                steps: settings.steps,
+                volumes: set.volumes,
+                slices: set.samples.len(),
+                settings_sha256: settings.sha256(),
+                note: manifest.note.clone(),
+            },
+        },
+        tensors,
+    };
+    adapter.check(base.sha256())?;
+    let part = share(&adapter, base);
+    if part > TRAINABLE_SHARE {
+        log::warn!(
+            "the adapter has {:.1} % of the base's values, more than {:.0} %: lower the ranks or train less of it whole",
+            100.0 * part,
+            100.0 * TRAINABLE_SHARE
+        );
+    }
+    Ok(adapter)
+}
+
+/// The bar on a terminal, a line every 25 steps elsewhere, and the curve as CSV.
+struct LossLog {
+    bar: ProgressBar,
+    file: std::io::BufWriter<std::fs::File>,
+    /// Running means of total and Dice loss.
+    mean: Option<(f64, f64)>,
+}
+
+impl LossLog {
+    fn open(path: &Path, steps: usize, resumed: bool) -> anyhow::Result<Self> {
+        let context = || format!("loss curve {}", path.display());
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).write(true);
+        // A resumed run repeats the steps since its checkpoint; the later line of a step counts.
+        let file = if resumed { options.append(true) } else { options.truncate(true) }.open(path).with_context(context)?;
+        let mut file = std::io::BufWriter::new(file);
+        if !resumed {
+            writeln!(file, "step,total,dice,competition,mask,classifier,cam,gradient").with_context(context)?;
+        }
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta}")?;
+        Ok(LossLog { bar: ProgressBar::new(steps as u64).with_style(style), file, mean: None })
+    }
+
+    fn step(&mut self, p: &Progress) {
+        let l = &p.losses;
+        let (a, b) = self.mean.unwrap_or((f64::from(l.total), f64::from(l.dice)));
+        let mean = (0.95 * a + 0.05 * f64::from(l.total), 0.95 * b + 0.05 * f64::from(l.dice));
+        self.mean = Some(mean);
+        // A full disk must not end a run that could still finish; the curve is a convenience.
+        let _ = writeln!(
+            self.file,
+            "{},{},{},{},{},{},{},{}",
+            p.step, l.total, l.dice, l.competition, l.mask, l.classifier, l.cam, p.gradient
+        );
+        self.bar.set_position(p.step as u64);
+        let words = format!("loss {:.3}, 1-Dice {:.3}", mean.0, mean.1);
+        if self.bar.is_hidden() && (p.step.is_multiple_of(25) || p.step == p.steps) {
+            log::info!("step {}/{}: {words}", p.step, p.steps);
+            let _ = self.file.flush();
+        }
+        self.bar.set_message(words);
+    }
+}
