@@ -13,7 +13,11 @@ fn samples() -> Vec<Sample> {
             let other = |i: usize| ((i % 64) as f32 - 48.0).hypot((i / 64) as f32 - 44.0) < 7.0;
             let label = |i: usize| if inside(i) { 1u8 } else { 2 * u8::from(other(i)) };
             Sample {
-                grey: Plane { width: 64, height: 64, data: (0..4096).map(|i| 60.0 + 70.0 * f32::from(label(i))).collect() },
+                grey: Plane {
+                    width: 64,
+                    height: 64,
+                    data: (0..4096).map(|i| 60.0 + 70.0 * f32::from(label(i))).collect(),
+                },
                 labels: Plane { width: 64, height: 64, data: (0..4096).map(label).collect() },
             }
         })
@@ -28,7 +32,9 @@ fn an_interrupted_run_resumes_to_the_very_same_adapter() {
     let checkpoint = folder.path().join("run");
     let go = |checkpoint: Option<&std::path::Path>, stop: usize| {
         catch_unwind(AssertUnwindSafe(|| {
-            train(base.tensors(), 2, &samples(), &settings, checkpoint, &mut |p| assert!(p.step < stop, "pulled the plug"))
+            train(base.tensors(), 2, &samples(), &settings, checkpoint, &mut |p| {
+                assert!(p.step < stop, "pulled the plug")
+            })
         }))
     };
     let whole = go(None, usize::MAX).unwrap().unwrap();

@@ -44,8 +44,6 @@ pub struct Lora {
     pub encoder_rank: usize,
     /// Rank in the mask decoder; 0 where it is not adapted.
     pub decoder_rank: usize,
-    /// Scale numerator used in training.
-    pub alpha: f32,
 }
 
 /// The classifier's threshold for one structure.

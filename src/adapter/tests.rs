@@ -33,7 +33,7 @@ fn sample() -> Adapter {
             task: Task { name: "t".into(), structures: keys.iter().map(|k| structure(k).unwrap()).collect() },
             input_size: 256,
             crop: CropRule::default(),
-            lora: Lora { encoder_rank: 4, decoder_rank: 4, alpha: 4.0 },
+            lora: Lora { encoder_rank: 4, decoder_rank: 4 },
             presence: keys.iter().map(|k| Presence { key: k.to_string(), threshold: 0.5 }).collect(),
             shape: vec![],
             provenance: Provenance {

@@ -74,12 +74,8 @@ pub fn run(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
     let facts = facts.context("--fact needs NAME=VALUE")?;
     let manifest = Manifest::load(&args.manifest)?;
     let cases = load_cases(&manifest, &adapter.meta.task, |e| e.usage != Use::Train)?;
-    let setting = Setting {
-        no_true_box: args.no_true_box,
-        zero_shot: args.zero_shot,
-        tolerance: args.tolerance,
-        facts,
-    };
+    let setting =
+        Setting { no_true_box: args.no_true_box, zero_shot: args.zero_shot, tolerance: args.tolerance, facts };
     let table = evaluation_of(&adapter, &base, &cases, &setting)?;
     print_table(&table, &args.title);
     if let Some(out) = &args.out {

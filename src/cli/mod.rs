@@ -1,13 +1,19 @@
 //! The commands, one file each.
 
 mod bench;
-pub mod bench_receive;
 pub mod bench_segment;
 #[cfg(feature = "train")]
 pub mod bench_train;
+mod demo;
+mod doctor;
 #[cfg(feature = "train")]
 pub mod evaluate;
 mod logging;
+mod phantom;
+mod segment;
+mod send;
+mod serve;
+mod status;
 #[cfg(feature = "train")]
 pub mod train;
 mod validate;
@@ -30,6 +36,22 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Show the whole job on a phantom or on your own series: scanner, box and archive in one process
+    Demo(demo::DemoArgs),
+    /// Run the daemon: receive series, segment, grade, deliver
+    Serve(serve::ServeArgs),
+    /// Segment a folder of DICOM without network
+    Segment(segment::SegmentArgs),
+    /// Show what came, what became of it, what waits
+    Status(status::StatusArgs),
+    /// Check what is ready and name the next command for what is not
+    Doctor(doctor::DoctorArgs),
+    /// Get the base weights
+    Weights(weights::WeightsArgs),
+    /// Send files to a station, or ask it for an echo
+    Send(send::SendArgs),
+    /// Make a synthetic thigh series with known truth
+    Phantom(phantom::PhantomArgs),
     /// Check a configuration file; with --print, show every value in force and its origin
     Validate(validate::ValidateArgs),
     /// Train an adapter on labelled slices
@@ -40,8 +62,6 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Measure this project beside its peers
     Bench(bench::BenchArgs),
-    /// Fetch or check the base weights
-    Weights(weights::WeightsArgs),
 }
 
 /// Where settings come from; shared by every command that needs them.
@@ -72,13 +92,20 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::init();
     let outcome = match cli.command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Segment(args) => segment::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Weights(args) => weights::run(&args),
+        Command::Send(args) => send::run(&args),
+        Command::Phantom(args) => phantom::run(&args),
         Command::Validate(args) => validate::run(&args),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&args),
         #[cfg(feature = "train")]
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Bench(args) => bench::run(&args),
-        Command::Weights(args) => weights::run(&args),
     };
     match outcome {
         Ok(code) => code,
@@ -87,4 +114,29 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// SegEx as a table: one line per structure, grades C1 to C8.
+fn report_table(report: &crate::segex::Report) -> String {
+    let mut out =
+        format!("{:<28}{:>8} {:>6} {:>8}  C1 C2 C3 C4 C5 C6 C7 C8\n", "structure", "volume", "score", "verdict");
+    for r in &report.structures {
+        let side = r.side.map(|s| format!(", {}", s.word())).unwrap_or_default();
+        let grades: Vec<String> = r.grades.iter().map(|g| g.grade.map_or(" -".into(), |g| format!("{g:>2}"))).collect();
+        out.push_str(&format!(
+            "{:<28}{:>5.0} ml {:>6.0} {:>8?}  {}\n",
+            format!("{}{side}", r.structure.name),
+            r.volume_mm3 / 1000.0,
+            r.score,
+            r.verdict,
+            grades.join(" ")
+        ));
+    }
+    out.push_str(&format!(
+        "whole result: {:?} ({}), score {:.0}\n",
+        report.verdict,
+        report.verdict.words(),
+        report.score
+    ));
+    out
 }

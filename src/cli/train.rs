@@ -192,8 +192,7 @@ fn adapter_of(
             task: task.clone(),
             input_size: settings.input_size,
             crop,
-            // Trained without a scale of its own: B A is added as it is.
-            lora: Lora { encoder_rank: settings.encoder_rank, decoder_rank: settings.decoder_rank, alpha: 1.0 },
+            lora: Lora { encoder_rank: settings.encoder_rank, decoder_rank: settings.decoder_rank },
             presence: task.structures.iter().map(|s| Presence { key: s.key.clone(), threshold: 0.5 }).collect(),
             shape: set.shapes.clone(),
             provenance: Provenance {
@@ -234,7 +233,8 @@ impl LossLog {
         let mut options = std::fs::OpenOptions::new();
         options.create(true).write(true);
         // A resumed run repeats the steps since its checkpoint; the later line of a step counts.
-        let file = if resumed { options.append(true) } else { options.truncate(true) }.open(path).with_context(context)?;
+        let file =
+            if resumed { options.append(true) } else { options.truncate(true) }.open(path).with_context(context)?;
         let mut file = std::io::BufWriter::new(file);
         if !resumed {
             writeln!(file, "step,total,dice,competition,mask,classifier,cam,gradient").with_context(context)?;

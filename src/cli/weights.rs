@@ -29,6 +29,12 @@ enum What {
 pub(super) fn run(args: &WeightsArgs) -> anyhow::Result<ExitCode> {
     match &args.what {
         What::Fetch { from } => {
+            // A script may call this every time: what is cached and whole is not fetched again.
+            let cached = weights::cached_path()?;
+            if from.is_none() && weights::load(&cached).is_ok() {
+                println!("already cached: {}", cached.display());
+                return Ok(ExitCode::SUCCESS);
+            }
             weights::fetch(from.as_deref(), &mut |what| println!("{what}"))?;
         }
         What::Show => {

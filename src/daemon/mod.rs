@@ -1,1 +1,194 @@
 //! The service: wires the rooms into tasks; start-up sweep, shutdown, status.
+
+mod assembler;
+mod deliverer;
+mod model;
+mod results;
+mod retention;
+pub mod status;
+mod worker;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::config::{Archive, Config};
+use crate::dicom::net::negotiate::{Acceptor, Caller, Callers, Classes};
+use crate::dicom::net::scp::{Scp, ScpError, ScpOptions};
+use crate::store::{Spool, Store, StoreError};
+
+pub use model::{Model, ModelError};
+pub use results::{ResultFiles, result_key, write_results};
+
+/// Why the daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The port.
+    #[error(transparent)]
+    Scp(#[from] ScpError),
+    /// A thread could not be started.
+    #[error("cannot start a thread: {0}; the system is out of resources")]
+    Thread(std::io::Error),
+}
+
+/// Wakes a thread that waits, or lets it wait for at most a while.
+#[derive(Default)]
+pub(crate) struct Signal {
+    raised: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Signal {
+    pub(crate) fn raise(&self) {
+        *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits until raised or for `at_most`; lowers the signal.
+    pub(crate) fn wait(&self, at_most: Duration) {
+        let mut raised = self.raised.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*raised {
+            raised = self.changed.wait_timeout(raised, at_most).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *raised = false;
+    }
+}
+
+/// What the tasks share.
+pub(crate) struct Shared {
+    pub config: Config,
+    pub clock: Clock,
+    pub store: Store,
+    pub model: Model,
+    pub stop: AtomicBool,
+    /// A job may be waiting.
+    pub jobs: Signal,
+    /// A delivery may be waiting; one per archive.
+    pub deliveries: Vec<Signal>,
+}
+
+impl Shared {
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+}
+
+/// The key of an archive in the outbox: `AE@host:port`.
+pub fn archive_key(archive: &Archive) -> String {
+    format!("{}@{}", archive.ae_title, archive.address)
+}
+
+/// A running daemon.
+pub struct Daemon {
+    address: SocketAddr,
+    scp: Scp,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Daemon {
+    /// Sweeps the state directory, starts listening and working. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`DaemonError`]: state directory in use or unusable, port taken.
+    pub async fn start(config: Config, model: Model, clock: Clock) -> Result<Daemon, DaemonError> {
+        let store = Store::open(&config.storage.state_dir, clock.clone())?;
+        let (spool, sweep) = Spool::open(&store, config.storage.min_free_mb << 20)?;
+        log::info!("state directory {}: {sweep:?}", config.storage.state_dir.display());
+        // Numbers of associations stay unique over restarts, so that a series knows which of its senders released.
+        let last: i64 = store
+            .with_conn(|c| c.query_row("SELECT coalesce(max(association_id), 0) FROM instances", [], |r| r.get(0)))?;
+        let first_association = u64::try_from(last).unwrap_or(0) + 1;
+        let events = spool.subscribe(4096);
+        let options = ScpOptions {
+            acceptor: Acceptor {
+                ae_title: config.station.ae_title.clone(),
+                callers: Callers::Listed(
+                    config
+                        .modality
+                        .iter()
+                        .map(|m| Caller { ae_title: m.ae_title.clone(), address: m.address })
+                        .collect(),
+                ),
+                classes: Classes::Mr,
+                max_pdu: config.receive.max_pdu_kb * 1024,
+            },
+            max_associations: config.receive.max_associations,
+            idle: Duration::from_secs(config.receive.idle_seconds),
+            max_object: config.receive.max_object_mb << 20,
+            first_association,
+        };
+        let scp = Scp::bind(config.station.listen, options, Arc::new(spool)).await?;
+        let address = scp.local_addr();
+        log::info!(
+            "listening on {address} as {}; {} sender(s) allowed, {} archive(s); {}",
+            config.station.ae_title,
+            config.modality.len(),
+            config.archive.len(),
+            model.describe()
+        );
+        let deliveries = config.archive.iter().map(|_| Signal::default()).collect();
+        let shared = Arc::new(Shared {
+            config,
+            clock,
+            store,
+            model,
+            stop: AtomicBool::new(false),
+            jobs: Signal::default(),
+            deliveries,
+        });
+        let runtime = tokio::runtime::Handle::current();
+        let mut threads = Vec::new();
+        let mut spawn = |name: &str, body: Box<dyn FnOnce() + Send>| -> Result<(), DaemonError> {
+            threads.push(std::thread::Builder::new().name(name.into()).spawn(body).map_err(DaemonError::Thread)?);
+            Ok(())
+        };
+        let s = shared.clone();
+        spawn("assemble", Box::new(move || assembler::run(&s, events, &runtime)))?;
+        let s = shared.clone();
+        spawn("work", Box::new(move || worker::run(&s)))?;
+        for i in 0..shared.config.archive.len() {
+            let s = shared.clone();
+            spawn("deliver", Box::new(move || deliverer::run(&s, i)))?;
+        }
+        let s = shared.clone();
+        spawn("retain", Box::new(move || retention::run(&s)))?;
+        Ok(Daemon { address, scp, shared, threads })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The state, for reading.
+    pub fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    /// Takes no more associations, lets the objects under way be answered, and waits for the step in hand: what is not
+    /// done stays in the queue.
+    pub async fn stop(self) {
+        self.scp.shutdown(Duration::from_secs(10)).await;
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.jobs.raise();
+        for s in &self.shared.deliveries {
+            s.raise();
+        }
+        let threads = self.threads;
+        let joined = tokio::task::spawn_blocking(move || {
+            for t in threads {
+                if t.join().is_err() {
+                    log::error!("a task ended by a panic; its step stays in the queue");
+                }
+            }
+        });
+        let _ = joined.await;
+    }
+}

@@ -114,9 +114,9 @@ impl Evaluation<'_> {
         for l in (0..views.len()).filter(|&l| case.labelled(&views, l)) {
             let truth = case.truth_of(&views, l);
             for (k, s) in self.task.structures.iter().enumerate().filter(|(k, _)| case.known[*k]) {
-                let label = found.as_ref().and_then(|f| {
-                    f.segments.iter().find(|i| i.structure.key == s.key && i.side == views[l].leg.side)
-                });
+                let label = found
+                    .as_ref()
+                    .and_then(|f| f.segments.iter().find(|i| i.structure.key == s.key && i.side == views[l].leg.side));
                 let mask = match (&found, label) {
                     (Some(f), Some(info)) => f.labels.data.iter().map(|&v| v == info.label).collect(),
                     _ => vec![false; truth.data.len()],
@@ -176,8 +176,7 @@ impl Evaluation<'_> {
             let embedding = networks.encode(&view.input(&case.volume, z))?;
             let corners: Vec<[f32; 4]> = boxes.iter().map(|b| b.unwrap_or([0.0, 0.0, 1.0, 1.0])).collect();
             let decoded = networks.decode(&embedding, &corners)?;
-            let allowed =
-                |i: usize| views.iter().enumerate().all(|(o, v)| o == l || !v.leg.mask[z * g.plane() + i]);
+            let allowed = |i: usize| views.iter().enumerate().all(|(o, v)| o == l || !v.leg.mask[z * g.plane() + i]);
             let labels = compose(&view.crop, &decoded.masks, &present, allowed).labels;
             let [x0, y0, x1, _] = view.crop.window();
             for (i, label) in labels.into_iter().enumerate() {

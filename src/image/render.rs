@@ -31,7 +31,10 @@ pub struct Legend {
 
 /// Largest edge of a montage, pixels: a Secondary Capture's rows and columns are 16 bit, and viewers are happier below.
 const MAX_EDGE: usize = 4096;
+/// Height of a line of text, pixels.
 const LINE: usize = 12;
+/// Legend entries side by side.
+const COLUMNS: usize = 2;
 
 impl Rgb {
     /// A black picture.
@@ -91,8 +94,10 @@ pub fn montage(volume: &Volume, labels: &LabelMap, legend: &[Legend], caption: &
     let edge = 320.0_f64.min((MAX_EDGE / across.max(down)) as f64 - 4.0).max(32.0);
     let scale = edge / mm[0].max(mm[1]).max(1.0);
     let tile = [(mm[0] * scale).ceil().max(1.0) as usize, (mm[1] * scale).ceil().max(1.0) as usize];
-    let foot = LINE * (legend.len().div_ceil(4) + caption.len()) + 8;
-    let mut out = Rgb::black((across * (tile[0] + 2)).max(480), down * (tile[1] + 2) + foot);
+    let foot = LINE * (legend.len().div_ceil(COLUMNS) + caption.len()) + 8;
+    let longest = caption.iter().map(|c| c.chars().count() * 8 + 8).max().unwrap_or(0);
+    let width = (across * (tile[0] + 2)).max(longest.min(1024)).max(480);
+    let mut out = Rgb::black(width, down * (tile[1] + 2) + foot);
     let (low, high) = window(volume);
     let colour = |v: u8| legend.iter().find(|l| l.label == v).map(|l| l.rgb);
     for z in 0..slices {
@@ -126,9 +131,9 @@ pub fn montage(volume: &Volume, labels: &LabelMap, legend: &[Legend], caption: &
         out.text(ox + tile[0].saturating_sub(11), oy + tile[1] / 2, right, [200, 200, 200]);
     }
     let mut y = down * (tile[1] + 2) + 4;
-    let column = out.width / 4;
+    let column = out.width / COLUMNS;
     for (i, l) in legend.iter().enumerate() {
-        let x = (i % 4) * column + 4;
+        let x = (i % COLUMNS) * column + 4;
         for dy in 0..8 {
             for dx in 0..8 {
                 out.put(x + dx, y + dy, l.rgb);
@@ -136,7 +141,7 @@ pub fn montage(volume: &Volume, labels: &LabelMap, legend: &[Legend], caption: &
         }
         let fits = (column.saturating_sub(18)) / 8;
         out.text(x + 12, y, &l.name.chars().take(fits).collect::<String>(), [230, 230, 230]);
-        if i % 4 == 3 || i + 1 == legend.len() {
+        if i % COLUMNS == COLUMNS - 1 || i + 1 == legend.len() {
             y += LINE;
         }
     }

@@ -410,6 +410,37 @@ pub fn deliveries(conn: &Connection, job_id: i64) -> rusqlite::Result<Vec<Delive
     conn.prepare("SELECT * FROM outbox WHERE job_id = ?1 ORDER BY id")?.query_map([job_id], delivery)?.collect()
 }
 
+/// Originals (row id and path) that may be removed: every job that used them has ended before `before_ms`, and nothing
+/// of those jobs waits for, or was refused by, an archive.
+///
+/// # Errors
+/// The database's.
+pub fn removable(conn: &Connection, before_ms: i64, limit: usize) -> rusqlite::Result<Vec<(i64, String)>> {
+    conn.prepare(
+        "SELECT i.id, i.path FROM instances i WHERE
+         EXISTS (SELECT 1 FROM job_instance ji WHERE ji.instance_id = i.id)
+         AND NOT EXISTS (
+            SELECT 1 FROM job_instance ji JOIN job j ON j.id = ji.job_id WHERE ji.instance_id = i.id AND (
+                j.finished_ms IS NULL OR j.finished_ms >= ?1 OR (j.state = 'failed' AND j.code <> 'SUPERSEDED')
+                OR EXISTS (SELECT 1 FROM outbox o WHERE o.job_id = j.id AND o.state NOT IN ('sent', 'committed'))
+            )
+         ) ORDER BY i.id LIMIT ?2",
+    )?
+    .query_map(params![before_ms, limit as i64], |r| Ok((r.get(0)?, r.get(1)?)))?
+    .collect()
+}
+
+/// Forgets an original whose file is gone. The jobs that used it keep their results.
+///
+/// # Errors
+/// The database's.
+pub fn forget_instance(conn: &mut Connection, id: i64) -> rusqlite::Result<()> {
+    let tx = conn.transaction()?;
+    tx.execute("DELETE FROM job_instance WHERE instance_id = ?1", [id])?;
+    tx.execute("DELETE FROM instances WHERE id = ?1", [id])?;
+    tx.commit()
+}
+
 /// Number of outbox rows by state.
 ///
 /// # Errors

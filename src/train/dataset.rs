@@ -153,21 +153,15 @@ pub fn training_set(cases: &[Case], task: &Task, rule: CropRule, size: usize) ->
         for (l, view) in views.iter().enumerate().filter(|(l, _)| case.labelled(&views, *l)) {
             let truth = case.truth_of(&views, l);
             let g = &case.volume.geometry;
-            let frame = LegFrame {
-                bounds: view.leg.bounds,
-                flip: view.crop.flip,
-                spacing: [g.spacing[0], g.spacing[1]],
-            };
+            let frame =
+                LegFrame { bounds: view.leg.bounds, flip: view.crop.flip, spacing: [g.spacing[0], g.spacing[1]] };
             for &z in &case.train {
                 let plane = truth.plane(z);
                 for (k, all) in shapes.iter_mut().enumerate() {
                     let mask: Vec<bool> = plane.data.iter().map(|&v| usize::from(v) == k + 1).collect();
                     all.extend(shape(&mask, plane.width, [0, 0], &frame));
                 }
-                set.samples.push(Sample {
-                    grey: view.grey(&case.volume, z),
-                    labels: view.crop.sample_labels(&plane),
-                });
+                set.samples.push(Sample { grey: view.grey(&case.volume, z), labels: view.crop.sample_labels(&plane) });
             }
         }
     }
@@ -182,12 +176,7 @@ fn images_of(folder: &Path) -> Result<(Volume, Option<Side>), String> {
     Ok((series.volume, hint))
 }
 
-fn labels_of(
-    entry: &Entry,
-    path: &Path,
-    task: &Task,
-    volume: &Volume,
-) -> Result<(LabelMap, Vec<bool>), DatasetError> {
+fn labels_of(entry: &Entry, path: &Path, task: &Task, volume: &Volume) -> Result<(LabelMap, Vec<bool>), DatasetError> {
     let labels = |source| DatasetError::Labels { volume: entry.name.clone(), source };
     let mut known = vec![false; task.structures.len()];
     let mut map = BTreeMap::new();

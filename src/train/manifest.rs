@@ -66,7 +66,9 @@ pub enum DatasetError {
         problem: String,
     },
     /// No labelled slice is left for training.
-    #[error("the manifest leaves no labelled slice to train on: give at least one volume `use = \"train\"` and `slices`")]
+    #[error(
+        "the manifest leaves no labelled slice to train on: give at least one volume `use = \"train\"` and `slices`"
+    )]
     Empty,
 }
 

@@ -67,7 +67,8 @@ impl Networks for EagerNetworks {
         Ok(ClassifierOutput { logits: c.logits.data().to_vec(), cams })
     }
     fn decode(&self, embedding: &Tensor, boxes: &[[f32; 4]]) -> Result<DecoderOutput, EngineError> {
-        let d = self.eager.no_grad(|e| decode(e, &constant(embedding), &corners(boxes), Some(&e.param("class_tokens"))));
+        let d =
+            self.eager.no_grad(|e| decode(e, &constant(embedding), &corners(boxes), Some(&e.param("class_tokens"))));
         let masks = planes(&d.masks.to_tensor(), self.structures, NAME, "decoder")?;
         Ok(DecoderOutput { masks, iou: d.iou.data().to_vec() })
     }

@@ -121,13 +121,13 @@ pub struct Agreed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
     /// The A-ASSOCIATE-RJ.
-    pub reply: AssociationRJ,
+    pub pdu: Pdu,
     /// In words, with the remedy.
     pub why: String,
 }
 
 fn reject(result: AssociationRJResult, source: AssociationRJSource, why: impl Into<String>) -> Rejected {
-    Rejected { reply: AssociationRJ { result, source }, why: why.into() }
+    Rejected { pdu: Pdu::AssociationRJ(AssociationRJ { result, source }), why: why.into() }
 }
 
 /// The rejection of one association too many.
@@ -241,7 +241,7 @@ impl Acceptor {
             _ if known.is_empty() => Reason::AbstractSyntaxNotSupported,
             None => Reason::TransferSyntaxesNotSupported,
             // Ids are odd; an even one would be ambiguous later.
-            Some(_) if proposed.id.is_multiple_of(2) => Reason::NoReason,
+            Some(_) if proposed.id % 2 == 0 => Reason::NoReason,
             Some(_) => Reason::Acceptance,
         };
         let transfer_syntax = chosen.cloned().unwrap_or_else(|| IMPLICIT_LE.to_string());
@@ -300,7 +300,10 @@ mod tests {
     }
 
     fn reason(r: Result<(Pdu, Agreed), Rejected>) -> AssociationRJSource {
-        r.unwrap_err().reply.source
+        match r.unwrap_err().pdu {
+            Pdu::AssociationRJ(rj) => rj.source,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub struct SourceSeries {
 /// A segment to write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SegmentSpec {
-    /// Its value in the label map, and its segment number.
+    /// Its value in the label map; 0 for a structure that was expected and not found.
     pub number: u8,
     /// The structure.
     pub structure: Structure,

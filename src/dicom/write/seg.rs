@@ -118,9 +118,10 @@ pub fn segmentation(input: &ResultInput<'_>) -> Option<(String, InMemDicomObject
     Some((sop, set.0))
 }
 
+/// Whether a slice shows a segment. Number 0 is background: a structure that was expected and not found.
 fn has(labels: &LabelMap, number: u8, z: usize) -> bool {
     let n = labels.geometry.plane();
-    labels.data[z * n..(z + 1) * n].contains(&number)
+    number > 0 && labels.data[z * n..(z + 1) * n].contains(&number)
 }
 
 /// Frames one after the other, least significant bit first, no padding between frames, even length.

@@ -1,0 +1,35 @@
+//! `scanside status`: one screen of what came, what became of it, what waits.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+
+use super::ConfigArgs;
+use crate::clock::Clock;
+use crate::daemon::status::Status;
+use crate::store::Store;
+
+#[derive(Args, Debug)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let config = args.config.load()?.config;
+    let dir = &config.storage.state_dir;
+    let store = Store::open_read_only(dir, Clock::System).with_context(|| {
+        format!("there is no state in {}; start `scanside serve` once, or name the right configuration", dir.display())
+    })?;
+    let status = Status::read(&store, &config)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print!("{}", status.text());
+    }
+    Ok(ExitCode::SUCCESS)
+}

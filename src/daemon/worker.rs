@@ -1,0 +1,236 @@
+//! Takes jobs: assembles, segments, grades, writes the result, and ends the job in one transaction with its outbox rows.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::results::{ResultFiles, needs_review, result_key, write_refusal, write_results};
+use super::{Shared, archive_key};
+use crate::config::BelowBar;
+use crate::dicom::read::{InstanceHeader, ReadError, read_header};
+use crate::dicom::write::WriteError;
+use crate::pipeline::{PipelineError, SegmentOptions, Segmentation};
+use crate::series::{AssembleOptions, Refusal, Rules, SeriesError, SeriesVolume, assemble_for, load};
+use crate::store::StoreError;
+use crate::store::instances::{self, CONFLICT, Instance, MISSING};
+use crate::store::queue::{self, Ending, Job, JobState, Output, back_off_ms};
+
+/// A job is given up after this many attempts: it fails, or it takes the process down with it.
+const MAX_ATTEMPTS: i64 = 4;
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Why a job could not be done now.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("{0}")]
+    Other(String),
+}
+
+/// What a job came to.
+enum Outcome {
+    Done(Box<(SeriesVolume, Segmentation)>),
+    Refused(Refusal),
+}
+
+pub(super) fn run(shared: &Shared) {
+    while !shared.stopping() {
+        let taken = shared.store.with_conn(|c| queue::take_job(c, shared.clock.now_ms()));
+        let job = match taken {
+            Ok(Some(job)) => job,
+            Ok(None) => {
+                shared.jobs.wait(LOOK);
+                continue;
+            }
+            Err(e) => {
+                log::error!("the queue cannot be read: {e}");
+                shared.jobs.wait(LOOK);
+                continue;
+            }
+        };
+        if let Err(trouble) = attempt(shared, &job) {
+            put_back(shared, &job, &trouble.to_string());
+        }
+        for s in &shared.deliveries {
+            s.raise();
+        }
+    }
+}
+
+fn put_back(shared: &Shared, job: &Job, why: &str) {
+    let again = shared.clock.now_ms() + back_off_ms(job.attempts);
+    log::error!("job {}, attempt {}: {why}; it stays in the queue", job.id, job.attempts);
+    if let Err(e) = shared.store.with_conn(|c| queue::retry_job(c, job.id, again, why)) {
+        log::error!("job {} cannot be put back: {e}", job.id);
+    }
+}
+
+fn attempt(shared: &Shared, job: &Job) -> Result<(), Trouble> {
+    let started = Instant::now();
+    let rows = shared.store.with_conn(|c| instances::of_job(c, job.id))?;
+    let used: Vec<&Instance> = rows.iter().filter(|r| r.flags & (CONFLICT | MISSING) == 0).collect();
+    let (headers, broken) = headers(shared, &used);
+    let identity = shared.model.identity(&shared.config.station.ae_title);
+    let hashes: Vec<String> = used.iter().map(|r| r.sha256.clone()).collect();
+    let results = &shared.config.results;
+    let settings = format!("{:?} {:?}", results, shared.config.series.allow_gaps);
+    let dir = shared.store.dir().join(format!("results/{}", job.id));
+    let files = ResultFiles {
+        dir: &dir,
+        identity: &identity,
+        created_ms: job.created_ms,
+        key: result_key(&hashes, &identity, &settings),
+        bar: results.bar,
+        hold_below_bar: results.below_bar == BelowBar::Hold,
+        series_number: results.series_number,
+    };
+    let outcome = if job.attempts > MAX_ATTEMPTS {
+        Outcome::Refused(Refusal::new(
+            "GAVE_UP",
+            format!("Segmentation failed {MAX_ATTEMPTS} times"),
+            "See the box's journal; the images are kept on the box",
+        ))
+    } else if let Some(e) = broken {
+        Outcome::Refused(unreadable(&e))
+    } else {
+        // A decoder or the network may panic on input nobody thought of: that is this job's failure, not the daemon's.
+        match catch_unwind(AssertUnwindSafe(|| process(shared, job, &headers))) {
+            Ok(done) => done?,
+            Err(_) => return Err(Trouble::Other("the step panicked".into())),
+        }
+    };
+    let conflicts = rows.iter().filter(|r| r.flags & CONFLICT != 0).count();
+    end(shared, job, outcome, headers.first(), &files, conflicts, started)
+}
+
+fn headers(shared: &Shared, rows: &[&Instance]) -> (Vec<InstanceHeader>, Option<ReadError>) {
+    let mut good = Vec::with_capacity(rows.len());
+    let mut broken = None;
+    for row in rows {
+        match read_header(&row.file(shared.store.dir())) {
+            Ok(h) => good.push(h),
+            Err(e) => broken = broken.or(Some(e)),
+        }
+    }
+    (good, broken)
+}
+
+fn unreadable(e: &ReadError) -> Refusal {
+    // Without the path: it names a file of the spool, which means nothing to a reader.
+    Refusal::new(
+        "UNREADABLE",
+        format!("An image cannot be decoded: {}", e.cause),
+        "Send the series again, uncompressed",
+    )
+}
+
+fn process(shared: &Shared, job: &Job, headers: &[InstanceHeader]) -> Result<Outcome, Trouble> {
+    let series = &shared.config.series;
+    let rules = Rules::new(&series.include_words, &series.exclude_words);
+    let options = AssembleOptions { allow_gaps: series.allow_gaps, ..AssembleOptions::default() };
+    let plan = match assemble_for(headers, &rules, &options) {
+        Ok(plan) => plan,
+        Err(refusal) => return Ok(Outcome::Refused(refusal)),
+    };
+    let volume = match load(&plan) {
+        Ok(v) => v,
+        Err(SeriesError::Refused(r)) => return Ok(Outcome::Refused(r)),
+        Err(SeriesError::Read(e)) => return Ok(Outcome::Refused(unreadable(&e))),
+        Err(e) => return Err(Trouble::Other(e.to_string())),
+    };
+    let options = SegmentOptions { threads: shared.model.threads, ..SegmentOptions::default() };
+    let hint = volume.header.laterality;
+    let progress = |p: crate::pipeline::Progress| {
+        log::debug!("job {}: {} {}/{}", job.id, p.step, p.done, p.total);
+    };
+    match shared.model.segmenter.segment(&volume.volume, hint, &options, &progress) {
+        Ok(s) => Ok(Outcome::Done(Box::new((volume, s)))),
+        Err(PipelineError::Engine(e)) => Err(Trouble::Other(e.to_string())),
+        Err(PipelineError::Model(e)) => Err(Trouble::Other(e)),
+        // What the picture shows is not what the task is for.
+        Err(e) => Ok(Outcome::Refused(Refusal::new(
+            "NOT_RECOGNISED",
+            e.to_string(),
+            "Check that the series shows the thigh's whole cross-section; if it does, adapt the model to this site",
+        ))),
+    }
+}
+
+fn end(
+    shared: &Shared,
+    job: &Job,
+    outcome: Outcome,
+    header: Option<&InstanceHeader>,
+    files: &ResultFiles<'_>,
+    conflicts: usize,
+    started: Instant,
+) -> Result<(), Trouble> {
+    let root = shared.store.dir();
+    let archives: Vec<String> = shared.config.archive.iter().map(archive_key).collect();
+    let (state, code, sentence, mut summary, outputs): (_, &str, String, _, Vec<Output>) = match &outcome {
+        Outcome::Done(done) => {
+            let (volume, s) = done.as_ref();
+            let mut volume = volume.clone();
+            if conflicts > 0 {
+                volume.remarks.push(format!(
+                    "{conflicts} object(s) came again with the same identifier and other content; the first were used"
+                ));
+            }
+            if job.generation > 1 {
+                volume.remarks.push(format!(
+                    "generation {}: more images of the series arrived; this replaces the earlier result",
+                    job.generation
+                ));
+            }
+            let outputs = write_results(&volume, s, files, root)?;
+            let structures: Vec<_> = s
+                .report
+                .structures
+                .iter()
+                .map(|r| {
+                    json!({"structure": r.structure.key, "side": r.side.map(|s| s.word()), "score": r.score,
+                        "verdict": format!("{:?}", r.verdict), "volume_ml": r.volume_mm3 / 1000.0})
+                })
+                .collect();
+            let summary = json!({
+                "verdict": format!("{:?}", s.report.verdict),
+                "score": s.report.score,
+                "needs_review": needs_review(&s.report, files.bar),
+                "structures": structures,
+                "remarks": volume.remarks.iter().chain(&s.remarks).collect::<Vec<_>>(),
+                "steps": s.times,
+            });
+            (JobState::Done, "", String::new(), summary, outputs)
+        }
+        Outcome::Refused(r) => {
+            let outputs = match header {
+                Some(h) => write_refusal(h, r, files, root)?,
+                None => Vec::new(),
+            };
+            let state = if r.code == "GAVE_UP" { JobState::Failed } else { JobState::Refused };
+            (state, &*r.code, format!("{}; {}", r.sentence, r.remedy), json!({}), outputs)
+        }
+    };
+    summary["engine"] = json!(files.identity.engine);
+    summary["adapter"] = json!(files.identity.adapter);
+    summary["seconds"] = json!(started.elapsed().as_secs_f64());
+    let ending = Ending { state, code, sentence: &sentence, summary: &summary.to_string() };
+    let now = shared.clock.now_ms();
+    shared.store.with_conn(|c| queue::finish_job(c, job.id, &ending, &outputs, &archives, now))?;
+    match state {
+        JobState::Done => log::info!(
+            "job {}: verdict {}, score {:.0}, {:.1} s, {} objects queued",
+            job.id,
+            summary["verdict"].as_str().unwrap_or("?"),
+            summary["score"].as_f64().unwrap_or(0.0),
+            started.elapsed().as_secs_f64(),
+            outputs.len()
+        ),
+        _ => log::warn!("job {}: not segmented: {code}: {sentence}", job.id),
+    }
+    Ok(())
+}
