@@ -99,7 +99,7 @@ impl CpuEngine {
     /// # Errors
     /// As [`Engine::run`].
     pub fn profile(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, EngineError> {
-        self.run_with(inputs, RunOptions::default().with_timing(true))
+        self.run_with(inputs, RunOptions::default().with_timing(true).with_timing_by_shape(true))
     }
 }
 
