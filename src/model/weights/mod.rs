@@ -234,7 +234,9 @@ pub fn to_safetensors(
 fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), WeightsError> {
     let dir = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(dir).map_err(WeightsError::io(dir))?;
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(WeightsError::io(dir))?;
+    // Readable by others, as far as the umask allows: what one user fetches, the service reads.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(dir).map_err(WeightsError::io(dir))?;
     file.write_all(bytes).map_err(WeightsError::io(path))?;
     file.as_file().sync_all().map_err(WeightsError::io(path))?;
     file.persist(path).map_err(|e| WeightsError::Io { path: path.to_path_buf(), source: e.error })?;
