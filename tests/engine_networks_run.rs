@@ -29,7 +29,7 @@ fn adapter(base: &BaseWeights) -> Adapter {
             task,
             input_size: SIZE,
             crop: CropRule::default(),
-            lora: Lora { encoder_rank: settings.encoder_rank, decoder_rank: settings.decoder_rank, alpha: 1.0 },
+            lora: Lora { encoder_rank: settings.encoder_rank, decoder_rank: settings.decoder_rank },
             shape: Vec::new(),
             provenance: Provenance {
                 tool: "test".into(),

@@ -13,6 +13,8 @@ pub(super) struct BenchArgs {
 
 #[derive(Subcommand, Debug)]
 enum Bench {
+    /// Images per second into the storage SCP, beside storescp and Orthanc
+    Receive(super::bench_receive::ReceiveArgs),
     /// One training step, beside PyTorch's on the same architecture
     #[cfg(feature = "train")]
     TrainStep(super::bench_train::TrainStepArgs),
@@ -22,6 +24,7 @@ enum Bench {
 
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     match args.what {
+        Bench::Receive(ref args) => super::bench_receive::run(args),
         #[cfg(feature = "train")]
         Bench::TrainStep(ref args) => super::bench_train::run(args),
         Bench::Segment(ref args) => super::bench_segment::run(args),

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod bench;
+pub mod bench_receive;
 pub mod bench_segment;
 #[cfg(feature = "train")]
 pub mod bench_train;

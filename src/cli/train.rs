@@ -192,6 +192,7 @@ fn adapter_of(
             task: task.clone(),
             input_size: settings.input_size,
             crop,
+            // Trained without a scale of its own: B A is added as it is.
             lora: Lora { encoder_rank: settings.encoder_rank, decoder_rank: settings.decoder_rank },
             presence: task.structures.iter().map(|s| Presence { key: s.key.clone(), threshold: 0.5 }).collect(),
             shape: set.shapes.clone(),

@@ -31,18 +31,23 @@ pub(super) struct Pending {
 
 /// Sends what was received to the assembler, without ever waiting for it.
 #[derive(Clone, Default)]
-pub(super) struct Events(Arc<Mutex<Option<(tokio::sync::mpsc::Sender<Received>, bool)>>>);
+pub(super) struct Events(Arc<Mutex<Option<Subscriber>>>);
+
+struct Subscriber {
+    sender: tokio::sync::mpsc::Sender<Received>,
+    lagging: bool,
+}
 
 impl Events {
     pub fn subscribe(&self, capacity: usize) -> tokio::sync::mpsc::Receiver<Received> {
         let (sender, receiver) = tokio::sync::mpsc::channel(capacity.max(2));
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((sender, false));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Subscriber { sender, lagging: false });
         receiver
     }
 
     pub fn send(&self, event: Received) {
         let mut guard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((sender, lagging)) = guard.as_mut() else { return };
+        let Some(Subscriber { sender, lagging }) = guard.as_mut() else { return };
         // What does not fit is replaced by one call to look into the database, as soon as there is room again.
         if *lagging {
             match sender.try_send(Received::Lagged) {

@@ -95,6 +95,7 @@ pub fn train(
             (0, Eager::new(parameters(base, &fresh)), Adam::new(config))
         }
     };
+    adam.factors = ["classifier.", "class_tokens"].map(|p| (p.to_string(), settings.head_factor)).into();
     for i in start..settings.steps {
         let mut rng = ChaCha8Rng::seed_from_u64(settings.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ i as u64);
         let sample = augment(&samples[pick(settings.seed, i, samples.len())], &settings.augmentation, &mut rng);

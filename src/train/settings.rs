@@ -23,6 +23,8 @@ pub struct TrainSettings {
     pub warm_up: usize,
     /// Peak learning rate of AdamW; a cosine takes it to 1 %.
     pub lr: f32,
+    /// Factor on the learning rate of the classifier and the class tokens, which start from nothing.
+    pub head_factor: f32,
     /// Decoupled weight decay.
     pub weight_decay: f32,
     /// Gradients are scaled down to this norm.
@@ -78,6 +80,7 @@ impl Default for TrainSettings {
             steps: 500,
             warm_up: 30,
             lr: 3e-4,
+            head_factor: 10.0,
             weight_decay: 1e-4,
             clip: 5.0,
             dropout: 0.3,

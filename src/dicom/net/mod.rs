@@ -34,7 +34,10 @@ pub(crate) fn trim_uid(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_matches(|c: char| c == '\0' || c == ' ').to_string()
 }
 
-/// Whether this is 1 to 64 digits and dots (PS3.5 6.2, VR UI), the least that is safe to keep and compare.
+/// Whether this is 1 to 64 digits and dots that start with a digit (PS3.5 6.2, VR UI). Leading zeros of components, which
+/// the standard forbids and senders use, are let through.
 pub fn is_uid(text: &str) -> bool {
-    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+    text.len() <= 64
+        && text.starts_with(|c: char| c.is_ascii_digit())
+        && text.bytes().all(|b| b.is_ascii_digit() || b == b'.')
 }

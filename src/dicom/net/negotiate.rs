@@ -121,13 +121,13 @@ pub struct Agreed {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
     /// The A-ASSOCIATE-RJ.
-    pub pdu: Pdu,
+    pub reply: AssociationRJ,
     /// In words, with the remedy.
     pub why: String,
 }
 
 fn reject(result: AssociationRJResult, source: AssociationRJSource, why: impl Into<String>) -> Rejected {
-    Rejected { pdu: Pdu::AssociationRJ(AssociationRJ { result, source }), why: why.into() }
+    Rejected { reply: AssociationRJ { result, source }, why: why.into() }
 }
 
 /// The rejection of one association too many.
@@ -241,7 +241,7 @@ impl Acceptor {
             _ if known.is_empty() => Reason::AbstractSyntaxNotSupported,
             None => Reason::TransferSyntaxesNotSupported,
             // Ids are odd; an even one would be ambiguous later.
-            Some(_) if proposed.id % 2 == 0 => Reason::NoReason,
+            Some(_) if proposed.id.is_multiple_of(2) => Reason::NoReason,
             Some(_) => Reason::Acceptance,
         };
         let transfer_syntax = chosen.cloned().unwrap_or_else(|| IMPLICIT_LE.to_string());
@@ -300,10 +300,7 @@ mod tests {
     }
 
     fn reason(r: Result<(Pdu, Agreed), Rejected>) -> AssociationRJSource {
-        match r.unwrap_err().pdu {
-            Pdu::AssociationRJ(rj) => rj.source,
-            other => panic!("{other:?}"),
-        }
+        r.unwrap_err().reply.source
     }
 
     #[test]

@@ -281,7 +281,7 @@ async fn connection(mut stream: TcpStream, host: IpAddr, place: tokio::sync::Own
         (decision, _) => {
             let rejected = decision.err().unwrap_or_else(|| too_many(options.max_associations));
             log::warn!("association of {calling:?} from {host} is rejected: {}", rejected.why);
-            let _ = write(&mut stream, &rejected.pdu, options.idle).await;
+            let _ = write(&mut stream, &Pdu::AssociationRJ(rejected.reply), options.idle).await;
             return;
         }
     };

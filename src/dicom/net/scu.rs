@@ -150,21 +150,21 @@ pub fn send(files: &[PathBuf], target: &Target, options: &ScuOptions) -> Vec<Out
             Err(e) => outcomes[i] = Some(permanent(path, e.to_string())),
         }
     }
-    let mut groups: Vec<(Vec<(String, String)>, Vec<(usize, Head)>)> = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
     for (i, head) in heads {
         let key = (head.sop_class.clone(), head.transfer_syntax.clone());
-        let fits = groups.iter().position(|(keys, _)| keys.contains(&key) || keys.len() < MAX_CONTEXTS);
+        let fits = groups.iter().position(|g| g.contexts.contains(&key) || g.contexts.len() < MAX_CONTEXTS);
         let at = fits.unwrap_or_else(|| {
-            groups.push(Default::default());
+            groups.push(Group::default());
             groups.len() - 1
         });
-        if !groups[at].0.contains(&key) {
-            groups[at].0.push(key);
+        if !groups[at].contexts.contains(&key) {
+            groups[at].contexts.push(key);
         }
-        groups[at].1.push((i, head));
+        groups[at].members.push((i, head));
     }
-    for (keys, members) in groups {
-        let mut association = Association::open(target, options, &keys).map_err(|e| e.to_string());
+    for Group { contexts, members } in groups {
+        let mut association = Association::open(target, options, &contexts).map_err(|e| e.to_string());
         for (i, head) in members {
             let sent = match &mut association {
                 Err(why) => Sent::Transient(why.clone()),
@@ -189,6 +189,14 @@ pub fn send(files: &[PathBuf], target: &Target, options: &ScuOptions) -> Vec<Out
         sent: Sent::Transient("was not tried".into()),
     };
     outcomes.into_iter().zip(files).map(|(o, path)| o.unwrap_or_else(|| untried(path))).collect()
+}
+
+/// Files that go over one association.
+#[derive(Default)]
+struct Group {
+    contexts: Vec<(String, String)>,
+    /// Place in the caller's list, and head.
+    members: Vec<(usize, Head)>,
 }
 
 fn permanent(path: &Path, why: String) -> Outcome {

@@ -34,6 +34,8 @@ impl Default for AdamConfig {
 pub struct Adam {
     /// Constants; the learning rate may be changed between steps.
     pub config: AdamConfig,
+    /// Factors on the learning rate of parameters whose name starts so; the first that fits holds.
+    pub factors: Vec<(String, f32)>,
     moments: BTreeMap<String, Moments>,
 }
 
@@ -53,7 +55,7 @@ pub struct StateError(String);
 impl Adam {
     /// An optimiser that has taken no step.
     pub fn new(config: AdamConfig) -> Self {
-        Adam { config, moments: BTreeMap::new() }
+        Adam { config, factors: Vec::new(), moments: BTreeMap::new() }
     }
 
     /// One step of every parameter that has a gradient.
@@ -70,9 +72,11 @@ impl Adam {
             let t = f64::from(m.steps);
             let correct_mean = 1.0 - f64::from(c.beta1).powf(t);
             let correct_square = (1.0 - f64::from(c.beta2).powf(t)).sqrt();
-            let rate = (f64::from(c.lr) / correct_mean) as f32;
+            let factor = self.factors.iter().find(|(p, _)| name.starts_with(p.as_str())).map_or(1.0, |(_, f)| *f);
+            let lr = c.lr * factor;
+            let rate = (f64::from(lr) / correct_mean) as f32;
             let root = (1.0 / correct_square) as f32;
-            let keep = 1.0 - c.lr * c.weight_decay;
+            let keep = 1.0 - lr * c.weight_decay;
             let moments = m.mean.par_chunks_mut(CHUNK).zip(m.square.par_chunks_mut(CHUNK));
             value.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(moments).for_each(
                 |((value, g), (mean, square))| {
@@ -130,6 +134,6 @@ impl Adam {
             let steps = ((halves[0] as u32) << 16) | halves[1] as u32;
             moments.insert(name.to_owned(), Moments { steps, mean: part("mean", len)?, square: part("square", len)? });
         }
-        Ok(Adam { config, moments })
+        Ok(Adam { config, factors: Vec::new(), moments })
     }
 }
