@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::adapter::Adapter;
 use crate::evaluate::{Evaluation, Prompt, Table};
 use crate::model::weights::{BaseWeights, load, load_or_fetch};
-use crate::pipeline::{SegmentOptions, Segmenter};
+use crate::pipeline::{EngineNetworks, SegmentOptions, Segmenter};
 use crate::train::{Case, EagerNetworks, Manifest, Use, load_cases};
 
 /// Compare an adapter's masks with the truth: automatic as in serving, and with true boxes.
@@ -111,9 +111,10 @@ pub fn evaluation_of(
     setting: &Setting,
 ) -> anyhow::Result<Table> {
     let meta = &adapter.meta;
-    let networks = || EagerNetworks::new(base.tensors(), &adapter.tensors, meta.input_size);
-    let segmenter = Segmenter::new(Box::new(networks()), adapter.model_info()?)?;
-    let direct = (!setting.no_true_box).then(networks);
+    // The automatic result comes from the engine that serves; its parity with the eager interpreter is tested elsewhere.
+    let segmenter = Segmenter::new(Box::new(EngineNetworks::cpu(base, adapter, 0)?), adapter.model_info()?)?;
+    let direct =
+        (!setting.no_true_box).then(|| EagerNetworks::new(base.tensors(), &adapter.tensors, meta.input_size));
     let zero_shot = setting.zero_shot.map(|size| EagerNetworks::base(base.tensors(), size));
     let options = SegmentOptions::default();
     let evaluation = Evaluation {
