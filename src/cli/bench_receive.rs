@@ -76,7 +76,7 @@ pub fn run(args: &ReceiveArgs) -> anyhow::Result<ExitCode> {
     let files = images(&work.join("images"), args.images)?;
     let floor = sync_milliseconds(work)?;
     println!("{} images of 512 x 512 x 16 bit, sender: {:?}, TCP_NODELAY on every side", args.images, args.sender);
-    println!("this disk: {floor:.1} ms to write and sync 512 KiB; only scanside syncs before it answers");
+    println!("this disk: {floor:.1} ms to write and sync 512 KiB; storescp answers without any sync");
     let mut sides = vec![Side::Scanside];
     for (side, program) in [(Side::Storescp, "storescp"), (Side::Orthanc, "Orthanc")] {
         match find(program) {
