@@ -149,6 +149,9 @@ pub(super) fn common(source: &SourceSeries, identity: &Identity, head: &Head<'_>
             set = if tag == tags::SPECIFIC_CHARACTER_SET {
                 let text = String::from_utf8_lossy(&a.bytes).trim_end_matches(['\0', ' ']).to_string();
                 set.texts(tag, VR::CS, &text.split('\\').collect::<Vec<_>>())
+            } else if matches!(a.vr, VR::DS | VR::IS) {
+                // Numbers as text too: the writer would spell out each byte of it as a number.
+                set.text(tag, a.vr, String::from_utf8_lossy(&a.bytes).trim_end_matches(['\0', ' ']))
             } else {
                 set.bytes(tag, a.vr, even(&a.bytes))
             };
