@@ -6,10 +6,7 @@ use std::path::{Path, PathBuf};
 
 use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
 
-/// Implementation Class UID of this program (under 2.25, derived once from its name).
-pub const IMPLEMENTATION_CLASS_UID: &str = "2.25.181243760862427155325312411240218461733";
-/// Implementation Version Name.
-pub const IMPLEMENTATION_VERSION: &str = "SCANSIDE_01";
+use crate::dicom::net::{IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME};
 
 /// Why a result could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +40,7 @@ pub fn write_atomically(object: &InMemDicomObject, path: &Path) -> Result<(), Wr
     let meta = FileMetaTableBuilder::new()
         .transfer_syntax("1.2.840.10008.1.2.1")
         .implementation_class_uid(IMPLEMENTATION_CLASS_UID)
-        .implementation_version_name(IMPLEMENTATION_VERSION);
+        .implementation_version_name(IMPLEMENTATION_VERSION_NAME);
     let file = object.clone().with_meta(meta).map_err(|e| encode(e.to_string()))?;
     let mut bytes = Vec::new();
     file.write_all(&mut bytes).map_err(|e| encode(e.to_string()))?;
