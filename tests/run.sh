@@ -9,4 +9,3 @@ cargo clippy --release --all-targets -- -D warnings
 # The base weights once, so that tests in parallel find them in the cache.
 cargo run --release --quiet -- weights fetch
 cargo test --release
-cargo test --release --doc

@@ -113,8 +113,7 @@ pub fn evaluation_of(
     let meta = &adapter.meta;
     // The automatic result comes from the engine that serves; its parity with the eager interpreter is tested elsewhere.
     let segmenter = Segmenter::new(Box::new(EngineNetworks::cpu(base, adapter, 0)?), adapter.model_info()?)?;
-    let direct =
-        (!setting.no_true_box).then(|| EagerNetworks::new(base.tensors(), &adapter.tensors, meta.input_size));
+    let direct = (!setting.no_true_box).then(|| EagerNetworks::new(base.tensors(), &adapter.tensors, meta.input_size));
     let zero_shot = setting.zero_shot.map(|size| EagerNetworks::base(base.tensors(), size));
     let options = SegmentOptions::default();
     let evaluation = Evaluation {

@@ -16,7 +16,7 @@ use scanside::dicom::net::negotiate::{
 };
 use scanside::dicom::net::scp::{Scp, ScpOptions};
 use scanside::dicom::net::{MR_IMAGE_STORAGE, VERIFICATION, part10};
-use scanside::store::{Instance, Received, Spool, Store, SweepReport, instances};
+use scanside::store::{Instance, Received, Spool, Store, StoreError, SweepReport, instances};
 
 pub const SERIES: &str = "1.2.826.0.1.3680043.9.9999.2";
 
@@ -46,6 +46,17 @@ pub struct Receiver {
     scp: Option<Scp>,
 }
 
+/// Opens the state directory. The committer of a receiver that was just dropped may hold the lock for another moment.
+fn open(dir: &Path) -> Store {
+    for _ in 0..100 {
+        match Store::open(dir, Clock::System) {
+            Err(StoreError::Locked(_)) => std::thread::sleep(Duration::from_millis(100)),
+            other => return other.unwrap(),
+        }
+    }
+    panic!("{} stays locked", dir.display())
+}
+
 impl Receiver {
     pub fn start(dir: &Path) -> Receiver {
         Receiver::with(dir, options(), 0)
@@ -53,7 +64,7 @@ impl Receiver {
 
     pub fn with(dir: &Path, options: ScpOptions, min_free: u64) -> Receiver {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let store = Store::open(dir, Clock::System).unwrap();
+        let store = open(dir);
         let (spool, sweep) = Spool::open(&store, min_free).unwrap();
         let events = spool.subscribe(10_000);
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -98,9 +109,20 @@ impl Receiver {
         }
     }
 
-    /// The box still serves: an echo on a new association.
+    /// The box still serves: an echo on a new association. Connections that were just dropped may still fill its lobby,
+    /// and one too many is closed at once; a sender tries again, and so does this.
     pub fn assert_alive(&self) {
-        let mut raw = self.associate();
+        let contexts = [(VERIFICATION, EXPLICIT_LE)];
+        let accepted = (0..60).find_map(|_| {
+            let mut raw = Raw::connect(self.address);
+            raw.send_pdu(&request("SENDER", "SCANSIDE", &contexts));
+            let accepted = matches!(raw.pdu(), Some(Pdu::AssociationAC(_)));
+            if !accepted {
+                std::thread::sleep(Duration::from_millis(250));
+            }
+            accepted.then_some(raw)
+        });
+        let mut raw = accepted.expect("the box takes no association any more");
         raw.send_command(1, &Command::echo_request(77));
         let answer = raw.answer();
         assert_eq!((answer.u16(STATUS), answer.u16(RESPONDED_TO)), (Some(0), Some(77)));
