@@ -212,7 +212,7 @@ fn end(
                 None => Vec::new(),
             };
             let state = if r.code == "GAVE_UP" { JobState::Failed } else { JobState::Refused };
-            (state, &*r.code, format!("{}; {}", r.sentence, r.remedy), json!({}), outputs)
+            (state, r.code, format!("{}; {}", r.sentence, r.remedy), json!({}), outputs)
         }
     };
     summary["engine"] = json!(files.identity.engine);
