@@ -20,7 +20,9 @@ for f in "$data"/thigh_oai_ufats/*.tar.xz; do
 done
 
 table() { # name title zero-shot
-    $run train --manifest "$work/$1.toml" --out "$work/$1.safetensors" --steps "$steps" --seed "$seed" --no-evaluation
+    # An adapter that a former run left in $WORK is evaluated as it is; the same seed would make the same one.
+    [ -f "$work/$1.safetensors" ] ||
+        $run train --manifest "$work/$1.toml" --out "$work/$1.safetensors" --steps "$steps" --seed "$seed" --no-evaluation
     # shellcheck disable=SC2086
     $run evaluate --manifest "$work/$1.toml" --adapter "$work/$1.safetensors" --out "docs/evidence/$1" --title "$2" \
         --fact "command=docs/evidence/run_first_adapter.sh" --fact "commit=$commit" $3

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pipeline::CropRule;
+use crate::segex::ShapeStatistics;
 use crate::terms::{Task, structure};
 
 const BASE: &str = "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f";
@@ -35,7 +36,11 @@ fn sample() -> Adapter {
             crop: CropRule::default(),
             lora: Lora { encoder_rank: 4, decoder_rank: 4 },
             presence: keys.iter().map(|k| Presence { key: k.to_string(), threshold: 0.5 }).collect(),
-            shape: vec![],
+            // Decimals that a careless reader brings back one unit in the last place off.
+            shape: vec![
+                ShapeStatistics::fit("VL", &[[0.1, 1.0 / 3.0, 2.0 / 7.0, 0.9, 0.7], [0.23, 0.31, 0.17, 0.83, 0.61]])
+                    .unwrap(),
+            ],
             provenance: Provenance {
                 tool: "scanside 0".into(),
                 seed: 1,
