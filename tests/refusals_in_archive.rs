@@ -183,6 +183,25 @@ fn what_must_not_be_segmented_is_refused_in_status_and_archive_and_the_next_thig
     }
     site.refused("another body part", &knee, &["BODY_PART"]);
 
+    // Headers of a thigh, pictures of nothing: empty, and noise over the whole field of view.
+    for (what, seed, mask) in [("empty pictures", 106u64, 0u64), ("pictures of noise", 107, 0x3ff)] {
+        let files = phantom(dir, seed);
+        let mut state = seed;
+        for file in &files {
+            let mut object = open_file(file).unwrap();
+            let count = object.element_by_name("PixelData").unwrap().to_bytes().unwrap().len() / 2;
+            let pixels: Vec<u16> = (0..count)
+                .map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (state >> 33 & mask) as u16
+                })
+                .collect();
+            object.put(DataElement::new(Tag(0x7fe0, 0x0010), VR::OW, PrimitiveValue::U16(pixels.into())));
+            object.write_to_file(file).unwrap();
+        }
+        site.refused(what, &files, &["NOT_RECOGNISED"]);
+    }
+
     if let Some(calf) = common::data("calf_dicom_xa60_myoqmri") {
         for (what, prefix) in [("calf, Dixon", "dixon"), ("calf, echoes", "mese")] {
             let mut files: Vec<PathBuf> = std::fs::read_dir(&calf)
