@@ -10,4 +10,5 @@ cargo clippy --release -- -D warnings
 cargo clippy --release --tests --benches -- -D warnings -A clippy::unwrap_used -A clippy::expect_used
 # The base weights once, so that tests in parallel find them in the cache.
 cargo run --release --quiet -- weights fetch
-cargo test --release
+# With the output of passing tests, so that what was skipped is seen.
+cargo test --release -- --show-output

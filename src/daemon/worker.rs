@@ -16,8 +16,11 @@ use crate::store::StoreError;
 use crate::store::instances::{self, CONFLICT, Instance, MISSING};
 use crate::store::queue::{self, Ending, Job, JobState, Output, back_off_ms};
 
-/// A job is given up after this many attempts: it fails, or it takes the process down with it.
-const MAX_ATTEMPTS: i64 = 4;
+/// A job is given up after this many errors.
+const MAX_ERRORS: i64 = 4;
+/// And after this many attempts: one that takes the process down with it leaves no error. Power cuts are not the job's
+/// fault, so this is generous.
+const MAX_ATTEMPTS: i64 = 40;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Why a job could not be done now.
@@ -62,7 +65,7 @@ pub(super) fn run(shared: &Shared) {
 }
 
 fn put_back(shared: &Shared, job: &Job, why: &str) {
-    let again = shared.clock.now_ms() + back_off_ms(job.attempts);
+    let again = shared.clock.now_ms() + back_off_ms(job.errors);
     log::error!("job {}, attempt {}: {why}; it stays in the queue", job.id, job.attempts);
     if let Err(e) = shared.store.with_conn(|c| queue::retry_job(c, job.id, again, why)) {
         log::error!("job {} cannot be put back: {e}", job.id);
@@ -88,10 +91,10 @@ fn attempt(shared: &Shared, job: &Job) -> Result<(), Trouble> {
         hold_below_bar: results.below_bar == BelowBar::Hold,
         series_number: results.series_number,
     };
-    let outcome = if job.attempts > MAX_ATTEMPTS {
+    let outcome = if job.errors >= MAX_ERRORS || job.attempts > MAX_ATTEMPTS {
         Outcome::Refused(Refusal::new(
             "GAVE_UP",
-            format!("Segmentation failed {MAX_ATTEMPTS} times"),
+            format!("Segmentation failed {} times in {} attempts", job.errors, job.attempts - 1),
             "See the box's journal; the images are kept on the box",
         ))
     } else if let Some(e) = broken {

@@ -19,6 +19,7 @@ CREATE TABLE job (
     reason TEXT NOT NULL,
     instances INTEGER NOT NULL,
     attempts INTEGER NOT NULL DEFAULT 0,
+    errors INTEGER NOT NULL DEFAULT 0,
     created_ms INTEGER NOT NULL,
     last_received_ms INTEGER NOT NULL,
     not_before_ms INTEGER NOT NULL DEFAULT 0,
@@ -102,8 +103,10 @@ pub struct Job {
     pub reason: String,
     /// Number of source instances.
     pub instances: i64,
-    /// How often it was tried.
+    /// How often it was begun.
     pub attempts: i64,
+    /// How often it ended in an error; the other attempts ended with the process.
+    pub errors: i64,
     /// Creation, Unix milliseconds: the content time of its results, so that a repeat makes the same objects.
     pub created_ms: i64,
     /// Arrival of its last instance, Unix milliseconds.
@@ -128,6 +131,7 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
         reason: row.get("reason")?,
         instances: row.get("instances")?,
         attempts: row.get("attempts")?,
+        errors: row.get("errors")?,
         created_ms: row.get("created_ms")?,
         last_received_ms: row.get("last_received_ms")?,
         finished_ms: row.get("finished_ms")?,
@@ -218,13 +222,13 @@ pub fn take_job(conn: &mut Connection, now_ms: i64) -> rusqlite::Result<Option<J
     }))
 }
 
-/// Puts a job back, to be tried again at `not_before_ms`.
+/// Puts a job back after an error, to be tried again at `not_before_ms`.
 ///
 /// # Errors
 /// The database's.
 pub fn retry_job(conn: &Connection, id: i64, not_before_ms: i64, sentence: &str) -> rusqlite::Result<()> {
     conn.execute(
-        "UPDATE job SET not_before_ms = ?2, sentence = ?3 WHERE id = ?1 AND state = 'pending'",
+        "UPDATE job SET not_before_ms = ?2, sentence = ?3, errors = errors + 1 WHERE id = ?1 AND state = 'pending'",
         params![id, not_before_ms, sentence],
     )?;
     Ok(())
@@ -489,9 +493,10 @@ mod tests {
         // The process died; the next start takes it again.
         let j = take_job(&mut c, 20).unwrap().unwrap();
         assert_eq!(j.attempts, 2);
+        assert_eq!(j.errors, 0);
         retry_job(&c, j.id, 100, "disk").unwrap();
         assert!(take_job(&mut c, 99).unwrap().is_none());
-        assert!(take_job(&mut c, 100).unwrap().is_some());
+        assert_eq!(take_job(&mut c, 100).unwrap().unwrap().errors, 1);
     }
 
     #[test]
