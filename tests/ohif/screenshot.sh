@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What OHIF shows of a segmentation: uploads a folder of DICOM (a series and its SEG) to a real Orthanc, opens the study in
-# OHIF in a headless Chromium, loads the SEG and takes a picture. Everything listens on loopback.
+# OHIF in a headless Chromium, loads the SEG, holds what is drawn on every slice against the SEG's own bits and colours, and
+# takes a picture. Fails where OHIF draws anything else. Everything listens on loopback.
 #
 #   tests/ohif/screenshot.sh FOLDER PICTURE.png
 #

@@ -1,20 +1,24 @@
 """Reads a segmentation and a report with highdicom and compares the labels with the expected ones.
 
-usage: results_check.py SEG SR EXPECTED_RAW COLUMNS ROWS SLICES SOURCE...   (sources in slice order; labels as bytes)
+usage: results_check.py SEG SR EXPECTED_RAW COLUMNS ROWS SLICES SOURCE...
+SOURCE: SOP Instance UIDs in slice order, or one `frames:UID` for the frames of a multi-frame source. Labels are bytes.
 Prints what it saw; exits non-zero on a difference.
 """
 import sys
 
 import highdicom as hd
 import numpy as np
-import pydicom
 
 seg_path, sr_path, raw, columns, rows, slices, *sources = sys.argv[1:]
 columns, rows, slices = int(columns), int(rows), int(slices)
 expected = np.fromfile(raw, dtype=np.uint8).reshape(slices, rows, columns)
 seg = hd.seg.segread(seg_path)
-uids = [pydicom.dcmread(s, stop_before_pixels=True).SOPInstanceUID for s in sources]
-found = seg.get_pixels_by_source_instance(uids, combine_segments=True, ignore_spatial_locations=True)
+options = dict(combine_segments=True, ignore_spatial_locations=True, assert_missing_frames_are_empty=True)
+if sources[0].startswith("frames:"):
+    frames = list(range(1, slices + 1))
+    found = seg.get_pixels_by_source_frame(sources[0].removeprefix("frames:"), frames, **options)
+else:
+    found = seg.get_pixels_by_source_instance(sources, **options)
 assert found.shape == expected.shape, (found.shape, expected.shape)
 assert (found == expected).all(), f"{(found != expected).sum()} voxels differ"
 for number in seg.segment_numbers:

@@ -116,10 +116,28 @@ pub(super) fn decimal(v: f64) -> String {
     format!("{v:.8e}")
 }
 
-/// DICOM date and time (UTC) of Unix milliseconds.
-pub(super) fn date_time(ms: i64) -> (String, String) {
-    let t = Utc.timestamp_millis_opt(ms).single().unwrap_or_default();
+/// DICOM date and time of Unix milliseconds, `offset` seconds east of UTC.
+fn date_time(ms: i64, offset: i64) -> (String, String) {
+    let t = Utc.timestamp_millis_opt(ms.saturating_add(offset * 1000)).single().unwrap_or_default();
     (t.format("%Y%m%d").to_string(), t.format("%H%M%S").to_string())
+}
+
+/// Seconds east of UTC that the source's Timezone Offset From UTC (`+0100`) says; 0 where it says nothing. The attribute is
+/// copied and holds for every date and time of the object, so ours must be local to it too.
+fn utc_offset(source: &SourceSeries) -> i64 {
+    let Some(a) = source.attributes.iter().find(|a| a.tag == tags::TIMEZONE_OFFSET_FROM_UTC) else { return 0 };
+    let text = String::from_utf8_lossy(&a.bytes);
+    let text = text.trim_matches(['\0', ' ']);
+    let (sign, digits) = match text.split_at_checked(1) {
+        Some(("+", d)) => (1, d),
+        Some(("-", d)) => (-1, d),
+        _ => return 0,
+    };
+    if digits.len() != 4 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return 0;
+    }
+    let number: i64 = digits.parse().unwrap_or(0);
+    sign * (number / 100 * 3600 + number % 100 * 60)
 }
 
 /// What differs between the results in the modules they share.
@@ -157,8 +175,15 @@ pub(super) fn common(source: &SourceSeries, identity: &Identity, head: &Head<'_>
             };
         }
     }
-    let (date, time) = date_time(head.created_ms);
-    set.text(tags::SOP_CLASS_UID, VR::UI, head.sop_class)
+    let (date, time) = date_time(head.created_ms, utc_offset(source));
+    // Says whose the private codes are.
+    let scheme = Set::new()
+        .text(tags::CODING_SCHEME_DESIGNATOR, VR::SH, "99SCANSIDE")
+        .text(tags::CODING_SCHEME_VERSION, VR::SH, "1")
+        .text(tags::CODING_SCHEME_NAME, VR::ST, "Scanside SegEx criteria and merged muscle groups")
+        .text(tags::CODING_SCHEME_RESPONSIBLE_ORGANIZATION, VR::ST, "Scanside");
+    set.seq(tags::CODING_SCHEME_IDENTIFICATION_SEQUENCE, vec![scheme])
+        .text(tags::SOP_CLASS_UID, VR::UI, head.sop_class)
         .text(tags::SOP_INSTANCE_UID, VR::UI, head.sop_instance)
         .text(tags::STUDY_INSTANCE_UID, VR::UI, &source.study_uid)
         .text(tags::SERIES_INSTANCE_UID, VR::UI, head.series_uid)
@@ -196,7 +221,31 @@ pub(super) fn clip(text: &str, n: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dicom::write::SourceAttribute;
+    use crate::image::Geometry;
     use proptest::prelude::*;
+
+    #[test]
+    fn times_are_local_to_the_offset_that_is_copied() {
+        let source = |offset: Option<&[u8]>| SourceSeries {
+            attributes: offset
+                .map(|o| SourceAttribute { tag: tags::TIMEZONE_OFFSET_FROM_UTC, vr: VR::SH, bytes: o.to_vec() })
+                .into_iter()
+                .collect(),
+            study_uid: "1.2".into(),
+            series_uid: "1.3".into(),
+            frame_of_reference_uid: "1.4".into(),
+            geometry: Geometry::axial([1, 1, 1], [1.0; 3]),
+            slices: vec![],
+        };
+        // 2023-11-14 22:13:20 UTC.
+        let at = |offset| date_time(1_700_000_000_000, utc_offset(&source(offset)));
+        let words = |d: &str, t: &str| (d.to_string(), t.to_string());
+        assert_eq!(at(None), words("20231114", "221320"));
+        assert_eq!(at(Some(b"+0200 ")), words("20231115", "001320"));
+        assert_eq!(at(Some(b"-0330 ")), words("20231114", "184320"));
+        assert_eq!(at(Some(b"+9z ")), words("20231114", "221320"));
+    }
 
     proptest! {
         #[test]

@@ -30,27 +30,29 @@ struct Plane<'a> {
     source: &'a SourceSlice,
 }
 
-/// The segmentation, or `None` where no segment has a voxel: an empty segmentation has no frame, which readers refuse;
-/// the text report says so instead. Only segments with voxels are listed; their numbers are counted anew from 1 as the
-/// standard demands.
+/// Slices that show a segment and have a source: a missing slice has none, and its labels must not be shown on another's.
+fn shown<'a>(input: &ResultInput<'a>, segment: &SegmentSpec) -> impl Iterator<Item = (usize, &'a SourceSlice)> {
+    let (labels, number) = (input.labels, segment.number);
+    let slices = input.source.slices.iter().take(input.source.geometry.dims[2]).enumerate();
+    slices.filter_map(|(z, s)| Some((z, s.as_ref()?))).filter(move |(z, _)| has(labels, number, *z))
+}
+
+/// The segments that the segmentation object lists: those with voxels. Segment `i` has Segment Number `i + 1`, as the
+/// standard demands numbers counted from 1 without gaps.
+pub(super) fn listed<'a>(input: &ResultInput<'a>) -> Vec<&'a SegmentSpec> {
+    input.segments.iter().filter(|s| shown(input, s).next().is_some()).collect()
+}
+
+/// The segmentation: SOP Instance UID and object; or `None` where no segment has a voxel, as a segmentation without
+/// frames is one that readers refuse: the reports say so instead. Segments without voxels are left out and the others
+/// numbered anew from 1. Weasis refuses objects of more than 400 frames (segments times slices).
 pub fn segmentation(input: &ResultInput<'_>) -> Option<(String, InMemDicomObject)> {
-    let g = &input.source.geometry;
-    let [columns, rows, slices] = g.dims;
-    let mut planes: Vec<Plane<'_>> = Vec::new();
-    let mut listed: Vec<&SegmentSpec> = Vec::new();
-    for segment in input.segments {
-        let before = planes.len();
-        for z in 0..slices {
-            // A missing slice has no source, and its labels must not be shown on another's.
-            let Some(source) = input.source.slices.get(z).and_then(Option::as_ref) else { continue };
-            if has(input.labels, segment.number, z) {
-                planes.push(Plane { segment, slice: z, source });
-            }
-        }
-        if planes.len() > before {
-            listed.push(segment);
-        }
-    }
+    let [columns, rows, _] = input.source.geometry.dims;
+    let listed = listed(input);
+    let planes: Vec<Plane<'_>> = listed
+        .iter()
+        .flat_map(|&segment| shown(input, segment).map(move |(slice, source)| Plane { segment, slice, source }))
+        .collect();
     if planes.is_empty() {
         return None;
     }
@@ -89,7 +91,7 @@ pub fn segmentation(input: &ResultInput<'_>) -> Option<(String, InMemDicomObject
         .text(tags::SEGMENTATION_TYPE, VR::CS, "BINARY")
         .text(tags::CONTENT_LABEL, VR::CS, "SCANSIDE")
         .text(tags::CONTENT_DESCRIPTION, VR::LO, &clip(&format!("Automatic segmentation{review}"), 64))
-        .text(tags::CONTENT_CREATOR_NAME, VR::PN, "Scanside")
+        .text(tags::CONTENT_CREATOR_NAME, VR::PN, "Scanside^Device")
         .text(tags::NUMBER_OF_FRAMES, VR::IS, &planes.len().to_string())
         .seq(tags::SEGMENT_SEQUENCE, listed.iter().enumerate().map(|(i, s)| segment_item(input, s, i + 1)).collect())
         .seq(
@@ -140,18 +142,6 @@ fn pack(labels: &LabelMap, planes: &[Plane<'_>]) -> Vec<u8> {
         bytes.push(0);
     }
     bytes
-}
-
-/// The number that a segment has in the segmentation object: only segments with voxels are listed, from 1.
-pub(super) fn written_number(input: &ResultInput<'_>, segment: &SegmentSpec) -> Option<usize> {
-    let visible = |s: &SegmentSpec| {
-        (0..input.source.slices.len()).any(|z| input.source.slices[z].is_some() && has(input.labels, s.number, z))
-    };
-    if !visible(segment) {
-        return None;
-    }
-    let at = input.segments.iter().position(|s| s == segment)?;
-    Some(input.segments[..=at].iter().filter(|s| visible(s)).count())
 }
 
 fn segment_item(input: &ResultInput<'_>, s: &SegmentSpec, number: usize) -> Set {
@@ -278,11 +268,56 @@ fn cielab(rgb: [u8; 3]) -> [u16; 3] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Geometry;
+    use crate::terms::structure;
+    use proptest::prelude::*;
 
     #[test]
     fn white_and_black_scale_to_the_ends() {
         assert_eq!(cielab([0, 0, 0])[0], 0);
         let white = cielab([255, 255, 255]);
         assert!(white[0] > 65_500 && (i32::from(white[1]) - 32_896).abs() < 40, "{white:?}");
+    }
+
+    #[test]
+    fn red_has_its_published_lab_value() {
+        // sRGB red under D50: L 54.29, a 80.81, b 69.89.
+        let [l, a, b] = cielab([255, 0, 0]).map(f64::from);
+        let near = |v: f64, low: f64, span: f64, lab: f64| (v / 65535.0 * span + low - lab).abs() < 0.05;
+        assert!(near(l, 0.0, 100.0, 54.29) && near(a, -128.0, 255.0, 80.81) && near(b, -128.0, 255.0, 69.89));
+    }
+
+    proptest! {
+        #[test]
+        fn unpacked_frames_are_the_labels(
+            columns in 1usize..9, rows in 1usize..9, slices in 1usize..5,
+            values in prop::collection::vec(0u8..4, 8 * 8 * 4),
+        ) {
+            let geometry = Geometry::axial([columns, rows, slices], [1.0; 3]);
+            let n = geometry.plane();
+            let labels = LabelMap { data: values[..geometry.voxels()].to_vec(), geometry };
+            let segments: Vec<SegmentSpec> = (1..4)
+                .filter_map(|number| Some(SegmentSpec { number, structure: structure("VL")?, side: None }))
+                .collect();
+            let source = SourceSlice {
+                sop_class_uid: "1.2".into(), sop_instance_uid: "1.3".into(), frame_number: None,
+            };
+            let planes: Vec<Plane<'_>> = segments
+                .iter()
+                .flat_map(|segment| (0..slices).map(move |slice| (segment, slice)))
+                .map(|(segment, slice)| Plane { segment, slice, source: &source })
+                .collect();
+            let bytes = pack(&labels, &planes);
+            prop_assert_eq!(bytes.len(), (planes.len() * n).div_ceil(16) * 2);
+            let bit = |i: usize| bytes[i / 8] >> (i % 8) & 1 == 1;
+            let mut unpacked = vec![0u8; labels.data.len()];
+            for (f, p) in planes.iter().enumerate() {
+                for i in (0..n).filter(|i| bit(f * n + i)) {
+                    unpacked[p.slice * n + i] = p.segment.number;
+                }
+            }
+            prop_assert_eq!(unpacked, labels.data);
+            prop_assert!((planes.len() * n..bytes.len() * 8).all(|i| !bit(i)), "padding is not zero");
+        }
     }
 }

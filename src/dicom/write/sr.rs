@@ -68,7 +68,11 @@ pub(super) fn context(observer: &str, station: &str, software: &str) -> Vec<Set>
         uid_item("HAS OBS CONTEXT", &Code::dcm("121012", "Device Observer UID"), &uid::derive("device", &[station])),
         text_item("HAS OBS CONTEXT", &Code::dcm("121013", "Device Observer Name"), &format!("{station} ({observer})")),
         text_item("HAS OBS CONTEXT", &Code::dcm("121014", "Device Observer Manufacturer"), "Scanside"),
-        text_item("HAS OBS CONTEXT", &Code::dcm("121015", "Device Observer Model Name"), software),
+        text_item(
+            "HAS OBS CONTEXT",
+            &Code::dcm("121015", "Device Observer Model Name"),
+            &format!("Scanside {software}"),
+        ),
     ]
 }
 
@@ -145,9 +149,17 @@ pub fn comprehensive_sr(input: &ResultInput<'_>) -> (String, InMemDicomObject) {
         description: &format!("Scanside SegEx report{review}"),
         created_ms: input.created_ms,
     };
-    let segmentation = seg::segmentation(input).map(|(uid, _)| uid);
-    let groups: Vec<Set> =
-        input.segments.iter().zip(input.reports).map(|(s, r)| group(input, s, r, segmentation.as_deref())).collect();
+    let listed = seg::listed(input);
+    let segmentation = (!listed.is_empty()).then(|| seg::sop_instance_uid(input));
+    let groups: Vec<Set> = input
+        .segments
+        .iter()
+        .zip(input.reports)
+        .map(|(s, r)| {
+            let number = listed.iter().position(|l| *l == s).map(|i| i + 1);
+            group(input, s, r, segmentation.as_deref().zip(number))
+        })
+        .collect();
     let mut children = context(&input.observer, &input.identity.station, &input.identity.software);
     children.push(code_value(
         "HAS CONCEPT MOD",
@@ -170,14 +182,15 @@ pub fn comprehensive_sr(input: &ResultInput<'_>) -> (String, InMemDicomObject) {
     (sop, object)
 }
 
-fn group(input: &ResultInput<'_>, s: &SegmentSpec, r: &SegmentReport, segmentation: Option<&str>) -> Set {
+/// TID 1411 of one segment; `reference` is the segmentation and the segment's number in it.
+fn group(input: &ResultInput<'_>, s: &SegmentSpec, r: &SegmentReport, reference: Option<(&str, usize)>) -> Set {
     let one = Code::new("1", "UCUM", "no units");
     let mut children = vec![
         text_item("HAS OBS CONTEXT", &Code::dcm("112039", "Tracking Identifier"), &s.tracking_id()),
         uid_item("HAS OBS CONTEXT", &Code::dcm("112040", "Tracking Unique Identifier"), &seg::tracking_uid(input, s)),
         code_value("CONTAINS", &Code::dcm("121071", "Finding"), &s.structure.code),
     ];
-    if let (Some(sop), Some(n)) = (segmentation, seg::written_number(input, s)) {
+    if let Some((sop, n)) = reference {
         let reference = Set::new()
             .text(tags::REFERENCED_SOP_CLASS_UID, VR::UI, seg::SEGMENTATION)
             .text(tags::REFERENCED_SOP_INSTANCE_UID, VR::UI, sop)
