@@ -2,6 +2,7 @@
 
 pub mod metrics;
 mod run;
+pub mod statistics;
 mod table;
 
 pub use run::{EvaluateError, Evaluation, Outcome, Prompt};

@@ -3,6 +3,7 @@
 mod geometry;
 pub mod morphology;
 pub mod phantom;
+pub mod plot;
 mod render;
 mod volume;
 
