@@ -131,7 +131,7 @@ pub fn bootstrap_crossed_mean_ci(values: &[Crossed], level: f64, rounds: usize, 
             count += a[s] * b[d];
         }
         // Where not every subject has every draw, a round may hit no value at all.
-        (count > 0.0).then(|| sum / count)
+        (count > 0.0).then_some(sum / count)
     })
 }
 

@@ -111,7 +111,7 @@ impl Scale {
         let fits = |v: &f64| v.is_finite() && (!axis.log || *v > 0.0);
         let (mut low, mut high) =
             values.filter(fits).fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
-        if let Some([l, h]) = axis.range.filter(|r| r.iter().all(|v| fits(v)) && r[0] < r[1]) {
+        if let Some([l, h]) = axis.range.filter(|r| r.iter().all(fits) && r[0] < r[1]) {
             (low, high) = (l, h);
         } else if low > high {
             (low, high) = if axis.log { (1.0, 10.0) } else { (0.0, 1.0) };
