@@ -24,7 +24,7 @@ table() { # name title zero-shot
     [ -f "$work/$1.safetensors" ] ||
         $run train --manifest "$work/$1.toml" --out "$work/$1.safetensors" --steps "$steps" --seed "$seed" --no-evaluation
     # shellcheck disable=SC2086
-    $run evaluate --manifest "$work/$1.toml" --adapter "$work/$1.safetensors" --out "docs/evidence/$1" --title "$2" \
+    $run evaluate --manifest "$work/$1.toml" --adapter "$work/$1.safetensors" --out "docs/evidence/$1" --title "$2" --aggregates \
         --fact "command=docs/evidence/run_first_adapter.sh" --fact "commit=$commit" $3
 }
 
@@ -40,7 +40,7 @@ side = "right"
 slices = [1, 4, 7, 10, 13]
 use = "both"
 TOML
-    table first-adapter-vlvm "VL and VM from five labelled slices, the other ten slices of the same subject" "--zero-shot 1024"
+    table first-adapter-vlvm "VL and VM from five labelled slices, the other ten slices of the same subject" "--prompts automatic,true-box,zero-shot"
 fi
 
 if [ "$which" != vlvm ]; then

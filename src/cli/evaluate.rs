@@ -1,61 +1,61 @@
-//! `scanside evaluate`: how well an adapter segments volumes whose truth is known.
+//! `scanside evaluate`: how well an adapter segments volumes whose truth is known, and what more labelling would buy.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::adapter::Adapter;
-use crate::evaluate::{Evaluation, Prompt, Table};
+use crate::evaluate::{AdapterEvaluation, EvaluationSetting, LabelCost, Prompt, Table, evaluate_adapter, html};
 use crate::model::weights::{BaseWeights, load, load_or_fetch};
-use crate::pipeline::{EngineNetworks, SegmentOptions, Segmenter};
-use crate::train::{Case, EagerNetworks, Manifest, Use, load_cases};
+use crate::train::{Case, Manifest, Use, load_cases};
 
-/// Compare an adapter's masks with the truth: automatic as in serving, and with true boxes.
+/// Compare an adapter's masks with the truth: automatic as in serving, prompt-free, with true boxes, without adaptation.
 #[derive(Args, Debug)]
 pub struct EvaluateArgs {
     /// Manifest; its `use = "test"` and `use = "both"` volumes are evaluated
-    #[arg(long, short)]
-    manifest: PathBuf,
+    #[arg(long, short, required_unless_present = "label_cost")]
+    manifest: Option<PathBuf>,
     /// The adapter
-    #[arg(long, short)]
-    adapter: PathBuf,
-    /// Write the table as PATH.md and PATH.json
+    #[arg(long, short, required_unless_present = "label_cost")]
+    adapter: Option<PathBuf>,
+    /// Write PATH.html (with overlays), PATH.md and PATH.json; pictures and figures of patients: keep them where the images
+    /// may be kept
     #[arg(long, short)]
     out: Option<PathBuf>,
-    /// Heading of the table
+    /// Heading
     #[arg(long, default_value = "Evaluation")]
     title: String,
     /// A fact to stand above the table, e.g. --fact "commit=abc"
     #[arg(long = "fact", value_name = "NAME=VALUE")]
     facts: Vec<String>,
-    /// Leave out the upper bound with true boxes
-    #[arg(long)]
-    no_true_box: bool,
-    /// Also run MobileSAM without adaptation on true boxes, at this input size (slow; 1024 is its own)
-    #[arg(long, value_name = "SIZE")]
-    zero_shot: Option<usize>,
+    /// What prompts the decoder: automatic (as in serving), prompt-free (the whole crop as every box), true-box (an upper
+    /// bound), zero-shot (MobileSAM without adaptation on true boxes; slow)
+    #[arg(long, value_delimiter = ',', value_parser = prompt_of, default_value = "automatic,true-box")]
+    prompts: Vec<Prompt>,
+    /// Input size of zero-shot, a multiple of 32; 1024 is MobileSAM's own
+    #[arg(long, value_name = "SIZE", default_value_t = 1024)]
+    zero_shot_size: usize,
     /// NSD's tolerance, mm; default: 1 mm or one pixel, whichever is more
     #[arg(long)]
     tolerance: Option<f64>,
+    /// Write the manifest's names of the volumes beside their figures; default: numbers
+    #[arg(long)]
+    names: bool,
+    /// Write figures over all volumes only, no page and no picture: what may be shared
+    #[arg(long, conflicts_with = "names")]
+    aggregates: bool,
     /// Base weights (safetensors); default: the cache, fetched once where empty
     #[arg(long)]
     weights: Option<PathBuf>,
-}
-
-/// What [`evaluation_of`] runs besides the automatic result.
-#[derive(Clone, Debug, Default)]
-pub struct Setting {
-    /// Leave out true boxes.
-    pub no_true_box: bool,
-    /// Input size of the zero-shot comparison.
-    pub zero_shot: Option<usize>,
-    /// NSD's tolerance, mm.
-    pub tolerance: Option<f64>,
-    /// Facts to stand above the table.
-    pub facts: Vec<(String, String)>,
+    /// Instead of evaluating, draw quality against labelling from PATH.json files of evaluations; writes OUT.svg and OUT.md
+    #[arg(long, value_name = "JSON", num_args = 1.., requires = "out", conflicts_with_all = ["manifest", "adapter"])]
+    label_cost: Vec<PathBuf>,
+    /// With --label-cost: minutes that labelling one slice with all its structures takes
+    #[arg(long, value_name = "MINUTES", default_value_t = 6.0)]
+    minutes_per_slice: f64,
 }
 
 /// Runs the command.
@@ -63,28 +63,32 @@ pub struct Setting {
 /// # Errors
 /// One message with its remedy.
 pub fn run(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
-    let adapter = Adapter::load(&args.adapter)?;
+    if let Some(out) = args.out.as_ref().filter(|_| !args.label_cost.is_empty()) {
+        return label_cost(&args.label_cost, args.minutes_per_slice, out);
+    }
+    let adapter = Adapter::load(args.adapter.as_ref().context("--adapter is missing")?)?;
     let base = base_weights(args.weights.as_deref())?;
     adapter.check(base.sha256())?;
-    if let Some(size) = args.zero_shot {
-        crate::model::network::check_image_size(size)?;
-    }
+    crate::model::network::check_image_size(args.zero_shot_size)?;
     let facts: Option<Vec<(String, String)>> =
         args.facts.iter().map(|f| f.split_once('=').map(|(k, v)| (k.to_string(), v.to_string()))).collect();
-    let facts = facts.context("--fact needs NAME=VALUE")?;
-    let manifest = Manifest::load(&args.manifest)?;
+    if let Some(folder) = args.out.as_deref().and_then(Path::parent).filter(|p| !p.as_os_str().is_empty()) {
+        ensure!(folder.is_dir(), "there is no folder {} to write the evaluation into", folder.display());
+    }
+    let setting = EvaluationSetting {
+        prompts: args.prompts.clone(),
+        zero_shot_size: args.zero_shot_size,
+        tolerance_mm: args.tolerance,
+        facts: facts.context("--fact needs NAME=VALUE")?,
+        overlays: args.out.is_some() && !args.aggregates,
+        names: args.names,
+    };
+    let manifest = Manifest::load(args.manifest.as_ref().context("--manifest is missing")?)?;
     let cases = load_cases(&manifest, &adapter.meta.task, |e| e.usage != Use::Train)?;
-    let setting =
-        Setting { no_true_box: args.no_true_box, zero_shot: args.zero_shot, tolerance: args.tolerance, facts };
-    let table = evaluation_of(&adapter, &base, &cases, &setting)?;
-    print_table(&table, &args.title);
+    let evaluation = evaluation_of(&adapter, &base, &cases, &setting)?;
+    print_table(&evaluation.table, &args.title);
     if let Some(out) = &args.out {
-        let write = |extension: &str, text: String| {
-            let path = out.with_added_extension(extension);
-            std::fs::write(&path, text).with_context(|| path.display().to_string())
-        };
-        write("md", table.markdown(&args.title))?;
-        write("json", serde_json::to_string_pretty(&table)? + "\n")?;
+        write_report(evaluation, &args.title, out, args.aggregates)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -100,58 +104,77 @@ pub fn base_weights(path: Option<&Path>) -> anyhow::Result<BaseWeights> {
     })
 }
 
-/// Evaluates an adapter over cases.
+/// Evaluates an adapter over cases, with a bar on a terminal.
 ///
 /// # Errors
-/// As [`Evaluation::run`].
+/// As [`evaluate_adapter`].
 pub fn evaluation_of(
     adapter: &Adapter,
     base: &BaseWeights,
     cases: &[Case],
-    setting: &Setting,
-) -> anyhow::Result<Table> {
-    let meta = &adapter.meta;
-    // The automatic result comes from the engine that serves; its parity with the eager interpreter is tested elsewhere.
-    let segmenter = Segmenter::new(Box::new(EngineNetworks::cpu(base, adapter, 0)?), adapter.model_info()?)?;
-    let direct = (!setting.no_true_box).then(|| EagerNetworks::new(base.tensors(), &adapter.tensors, meta.input_size));
-    let zero_shot = setting.zero_shot.map(|size| EagerNetworks::base(base.tensors(), size));
-    let options = SegmentOptions::default();
-    let evaluation = Evaluation {
-        task: &meta.task,
-        crop: meta.crop,
-        segmenter: &segmenter,
-        options: &options,
-        true_box: direct.as_ref().map(|n| n as _),
-        zero_shot: zero_shot.as_ref(),
-        tolerance_mm: setting.tolerance,
-    };
+    setting: &EvaluationSetting,
+) -> anyhow::Result<AdapterEvaluation> {
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("evaluating {bar:30} {pos}/{len} {eta}")?);
-    let outcomes = evaluation.run(cases, &mut |done, total| {
+    let evaluation = evaluate_adapter(adapter, base, cases, setting, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();
-    let tested: Vec<&Case> = cases.iter().filter(|c| !c.test.is_empty()).collect();
-    let slices: usize = tested.iter().map(|c| c.test.len()).sum();
-    let mut facts = setting.facts.clone();
-    let p = &meta.provenance;
-    let mut fact = |k: &str, v: String| facts.push((k.into(), v));
-    fact("adapter", format!("{} {}, sha256 {}", meta.name, meta.version, adapter.sha256()?));
-    fact("trained", format!("{} slices of {} volumes, {} steps, seed {}", p.slices, p.volumes, p.steps, p.seed));
-    fact("tested", format!("{slices} slices of {} volumes, input {} px", tested.len(), meta.input_size));
-    if let Some(size) = setting.zero_shot {
-        fact("zero-shot input", format!("{size} px, the same leg crop"));
-    }
-    let keys: Vec<String> = meta.task.structures.iter().map(|s| s.key.clone()).collect();
-    Ok(Table::new(&outcomes, &keys, facts))
+    Ok(evaluation)
 }
 
-/// Prints a table and its mean.
+/// Prints a table and its means.
 pub fn print_table(table: &Table, title: &str) {
     println!("{}", table.markdown(title));
-    for prompt in [Prompt::Automatic, Prompt::TrueBox] {
+    for prompt in Prompt::ALL {
         if let Some(mean) = table.mean_dice(prompt) {
             println!("mean Dice over structures, {}: {mean:.3}", prompt.words());
         }
     }
+}
+
+/// Writes OUT.html, OUT.md and OUT.json; only the last two and no single case with `aggregates`.
+///
+/// # Errors
+/// The file that cannot be written.
+pub fn write_report(evaluation: AdapterEvaluation, title: &str, out: &Path, aggregates: bool) -> anyhow::Result<()> {
+    let mut table = evaluation.table;
+    if aggregates {
+        table = table.aggregates();
+    } else {
+        write(out, "html", &html(title, &table, evaluation.overlays.as_ref())?)?;
+    }
+    write(out, "md", &table.markdown(title))?;
+    write(out, "json", &(serde_json::to_string_pretty(&table)? + "\n"))
+}
+
+fn write(out: &Path, extension: &str, text: &str) -> anyhow::Result<()> {
+    let path = out.with_added_extension(extension);
+    std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn label_cost(files: &[PathBuf], minutes: f64, out: &Path) -> anyhow::Result<ExitCode> {
+    let read = |path: &PathBuf| -> anyhow::Result<(String, Table)> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path).with_context(|| name.clone())?;
+        let table = serde_json::from_str(&text)
+            .with_context(|| format!("{name} is not what `scanside evaluate --out` writes as JSON"))?;
+        Ok((name, table))
+    };
+    let evaluations = files.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    let curve = LabelCost::new(&evaluations, minutes)?;
+    println!("{}", curve.markdown());
+    write(out, "md", &curve.markdown())?;
+    write(out, "svg", &curve.svg())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn prompt_of(word: &str) -> Result<Prompt, String> {
+    Ok(match word.trim() {
+        "automatic" => Prompt::Automatic,
+        "prompt-free" => Prompt::PromptFree,
+        "true-box" => Prompt::TrueBox,
+        "zero-shot" => Prompt::ZeroShotTrueBox,
+        other => return Err(format!("no prompt {other:?}: automatic, prompt-free, true-box or zero-shot")),
+    })
 }

@@ -8,8 +8,9 @@ use anyhow::{Context, bail, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::evaluate::{Setting, base_weights, evaluation_of, print_table};
+use super::evaluate::{base_weights, evaluation_of, print_table, write_report};
 use crate::adapter::{Adapter, AdapterMeta, FORMAT, Lora, Presence, Provenance, TRAINABLE_SHARE};
+use crate::evaluate::{EvaluationSetting, loss_curve};
 use crate::model::weights::BaseWeights;
 use crate::pipeline::CropRule;
 use crate::terms::{STRUCTURE_KEYS, Task, structure};
@@ -117,12 +118,20 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         100.0 * share(&adapter, &base),
         adapter.sha256()?
     );
-    println!("loss curve: {}", curve.display());
+    println!("loss curve: {} and .svg beside it", curve.display());
 
     if !args.no_evaluation && manifest.volume.iter().any(|e| e.usage != Use::Train) {
         let tests: Vec<Case> = load_cases(&manifest, &task, |e| e.usage != Use::Train)?;
-        let table = evaluation_of(&adapter, &base, &tests, &Setting::default())?;
-        print_table(&table, "Evaluation");
+        let setting = EvaluationSetting { overlays: true, ..EvaluationSetting::default() };
+        let evaluation = evaluation_of(&adapter, &base, &tests, &setting)?;
+        print_table(&evaluation.table, "Evaluation");
+        if let Some(picture) = &evaluation.overlays {
+            let path = args.out.with_extension("overlays.png");
+            picture.write_png(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let report = args.out.with_extension("evaluation");
+        write_report(evaluation, &format!("Evaluation of {}", adapter.meta.name), &report, false)?;
+        println!("evaluation: {}.html, with overlays of the test volumes", report.display());
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -220,9 +229,13 @@ fn adapter_of(
     Ok(adapter)
 }
 
-/// The bar on a terminal, a line every 25 steps elsewhere, and the curve as CSV.
+/// Steps between drawings of the loss curve.
+const DRAW_EVERY: usize = 100;
+
+/// The bar on a terminal, a line every 25 steps elsewhere, and the curve as CSV and as a picture.
 struct LossLog {
     bar: ProgressBar,
+    path: PathBuf,
     file: std::io::BufWriter<std::fs::File>,
     /// Running means of total and Dice loss.
     mean: Option<(f64, f64)>,
@@ -241,7 +254,20 @@ impl LossLog {
             writeln!(file, "step,total,dice,competition,mask,classifier,cam,gradient").with_context(context)?;
         }
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta}")?;
-        Ok(LossLog { bar: ProgressBar::new(steps as u64).with_style(style), file, mean: None })
+        Ok(LossLog {
+            bar: ProgressBar::new(steps as u64).with_style(style),
+            path: path.to_path_buf(),
+            file,
+            mean: None,
+        })
+    }
+
+    /// Draws the curve beside its CSV; like the CSV a convenience that must not end a run.
+    fn draw(&mut self) {
+        let _ = self.file.flush();
+        if let Ok(csv) = std::fs::read_to_string(&self.path) {
+            let _ = std::fs::write(self.path.with_extension("svg"), loss_curve(&csv, "Training"));
+        }
     }
 
     fn step(&mut self, p: &Progress) {
@@ -262,5 +288,8 @@ impl LossLog {
             let _ = self.file.flush();
         }
         self.bar.set_message(words);
+        if p.step.is_multiple_of(DRAW_EVERY) || p.step == p.steps {
+            self.draw();
+        }
     }
 }

@@ -1,8 +1,9 @@
-//! How well a mask agrees with the truth: overlap and surface distances in millimetres, with pinned conventions.
+//! How well a mask agrees with the truth: overlap and surface distances in millimetres, with pinned conventions (docs/metrics.md).
 //!
 //! - **Whole volume**: overlap counts voxels over all evaluated slices, those without the structure included.
 //! - **Surface**: voxels of the mask with at least one of 6 face neighbours outside it; beyond the grid is outside.
 //!   Distances run between voxel centres, in millimetres, in three dimensions.
+//! - **Presence**: a slice has a structure if at least one voxel of it does.
 //! - **HD95**: the larger of the two directed 95th percentiles (linear interpolation between order statistics).
 //! - **ASSD**: the mean over the surface voxels of both masks.
 //! - **NSD** at tolerance t: surface voxels of both masks within t of the other surface, over all surface voxels.
@@ -13,6 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::statistics::quantile;
 use crate::image::morphology::distance;
 
 /// Agreement of two masks.
@@ -115,15 +117,70 @@ pub fn surface(mask: &[bool], dims: [usize; 3]) -> Vec<bool> {
         .collect()
 }
 
-/// Linear interpolation between order statistics, as NumPy's default.
 fn percentile(values: &mut [f64], fraction: f64) -> f64 {
-    if values.is_empty() {
-        return 0.0;
-    }
     values.sort_by(f64::total_cmp);
-    let at = fraction * (values.len() - 1) as f64;
-    let (low, high) = (at.floor() as usize, at.ceil() as usize);
-    values[low] + (values[high] - values[low]) * (at - low as f64)
+    quantile(values, fraction).unwrap_or(0.0)
+}
+
+/// Slices in which a structure was found and in which it is, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Presence {
+    /// Slices in which both have it.
+    pub both: usize,
+    /// Slices in which only the segmentation has it.
+    pub found_only: usize,
+    /// Slices in which only the truth has it.
+    pub truth_only: usize,
+    /// Slices in which neither has it.
+    pub neither: usize,
+}
+
+impl Presence {
+    /// Counts slices of `plane` voxels; `slices`, where given, are those that count.
+    pub fn of(found: &[bool], truth: &[bool], plane: usize, slices: Option<&[usize]>) -> Self {
+        let mut out = Presence::default();
+        for (z, (f, t)) in found.chunks(plane.max(1)).zip(truth.chunks(plane.max(1))).enumerate() {
+            if slices.is_none_or(|s| s.contains(&z)) {
+                let counter = match (f.contains(&true), t.contains(&true)) {
+                    (true, true) => &mut out.both,
+                    (true, false) => &mut out.found_only,
+                    (false, true) => &mut out.truth_only,
+                    (false, false) => &mut out.neither,
+                };
+                *counter += 1;
+            }
+        }
+        out
+    }
+
+    /// The counts of several added up.
+    pub fn total(all: impl Iterator<Item = Presence>) -> Self {
+        all.fold(Presence::default(), |a, b| Presence {
+            both: a.both + b.both,
+            found_only: a.found_only + b.found_only,
+            truth_only: a.truth_only + b.truth_only,
+            neither: a.neither + b.neither,
+        })
+    }
+
+    /// Slices that count.
+    pub fn slices(&self) -> usize {
+        self.both + self.found_only + self.truth_only + self.neither
+    }
+
+    /// Of the slices that have the structure, the share in which it was found; none where no slice has it.
+    pub fn sensitivity(&self) -> Option<f64> {
+        share(self.both, self.truth_only)
+    }
+
+    /// Of the slices without the structure, the share in which none was found; none where every slice has it.
+    pub fn specificity(&self) -> Option<f64> {
+        share(self.neither, self.found_only)
+    }
+}
+
+fn share(right: usize, wrong: usize) -> Option<f64> {
+    (right + wrong > 0).then(|| right as f64 / (right + wrong) as f64)
 }
 
 /// The smallest box round two masks.
@@ -208,6 +265,16 @@ mod tests {
         assert!(agreement(&a, &b, DIMS, SPACING, 1.0, None).dice.unwrap() < 1.0);
         let m = agreement(&a, &b, DIMS, SPACING, 1.0, Some(&[2, 3, 4]));
         assert_eq!((m.dice, m.hd95_mm), (Some(1.0), Some(0.0)));
+    }
+
+    #[test]
+    fn presence_counts_slices_not_voxels() {
+        let (a, b) = (block([1, 1, 0], [5, 5, 3]), block([6, 6, 1], [7, 7, 4]));
+        let p = Presence::of(&a, &b, DIMS[0] * DIMS[1], None);
+        assert_eq!(p, Presence { both: 2, found_only: 1, truth_only: 1, neither: 1 });
+        assert_eq!((p.sensitivity(), p.specificity(), p.slices()), (Some(2.0 / 3.0), Some(0.5), 5));
+        let p = Presence::of(&a, &b, DIMS[0] * DIMS[1], Some(&[1, 2]));
+        assert_eq!((p.sensitivity(), p.specificity()), (Some(1.0), None));
     }
 
     fn brute(a: &[bool], b: &[bool]) -> (f64, f64) {

@@ -1,13 +1,14 @@
-//! Runs a model over labelled volumes and compares: automatic, with true boxes, and the base without adaptation.
+//! Runs a model over labelled volumes and compares: automatic, prompt-free, with true boxes, the base without adaptation.
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{Agreement, agreement};
+use super::metrics::{Agreement, Presence, agreement};
 use crate::image::LabelMap;
 use crate::pipeline::{
-    CropRule, LegView, Networks, PipelineError, SegmentOptions, Segmenter, clean_up, compose, true_box,
+    CropRule, LegView, Networks, PipelineError, SegmentOptions, Segmentation, Segmenter, clean_up, compose, true_box,
 };
-use crate::terms::Task;
+use crate::segex::Verdict;
+use crate::terms::{Side, Task};
 use crate::train::{Case, DatasetError, EagerNetworks};
 
 /// How the decoder was prompted.
@@ -16,6 +17,8 @@ use crate::train::{Case, DatasetError, EagerNetworks};
 pub enum Prompt {
     /// By the classifier's activation maps, through the whole pipeline, as in serving.
     Automatic,
+    /// By the whole crop as every structure's box; the classifier says which are there.
+    PromptFree,
     /// By the true box of the truth, and told which structures are there: an upper bound, not a result.
     TrueBox,
     /// MobileSAM without any adaptation, by the true box, each structure by itself.
@@ -23,10 +26,14 @@ pub enum Prompt {
 }
 
 impl Prompt {
+    /// All, in the order of tables.
+    pub const ALL: [Prompt; 4] = [Prompt::Automatic, Prompt::PromptFree, Prompt::TrueBox, Prompt::ZeroShotTrueBox];
+
     /// In words.
     pub fn words(self) -> &'static str {
         match self {
             Prompt::Automatic => "automatic",
+            Prompt::PromptFree => "prompt-free",
             Prompt::TrueBox => "true box (upper bound)",
             Prompt::ZeroShotTrueBox => "MobileSAM zero-shot, true box",
         }
@@ -38,12 +45,40 @@ impl Prompt {
 pub struct Outcome {
     /// Place of the case in the list.
     pub case: usize,
+    /// The leg's side, where known.
+    pub side: Option<Side>,
     /// Structure key.
     pub structure: String,
     /// How the decoder was prompted.
     pub prompt: Prompt,
     /// The figures.
     pub agreement: Agreement,
+    /// Slices with and without the structure.
+    pub presence: Presence,
+    /// SegEx's score and verdict on the whole structure as served, without the truth; automatic only.
+    pub segex: Option<(f64, Verdict)>,
+}
+
+/// The automatic result of one leg beside the truth.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Place of the case in the list.
+    pub case: usize,
+    /// The leg's side, where known.
+    pub side: Option<Side>,
+    /// Structure `k` of the task is `k + 1`.
+    pub labels: LabelMap,
+    /// The truth of this leg, likewise.
+    pub truth: LabelMap,
+}
+
+/// What an evaluation yields.
+#[derive(Clone, Debug, Default)]
+pub struct Evaluated {
+    /// One for each case, leg, structure and prompt.
+    pub outcomes: Vec<Outcome>,
+    /// The automatic results, where they were to be kept.
+    pub found: Vec<Found>,
 }
 
 /// Why an evaluation stopped.
@@ -75,12 +110,16 @@ pub struct Evaluation<'a> {
     pub segmenter: &'a Segmenter,
     /// As in serving.
     pub options: &'a SegmentOptions,
-    /// The same network without the pipeline, for true boxes; none leaves them out.
-    pub true_box: Option<&'a dyn Networks>,
-    /// The base alone, for zero-shot; none leaves it out.
-    pub zero_shot: Option<&'a EagerNetworks>,
+    /// What to run; [`Prompt::PromptFree`] and [`Prompt::TrueBox`] need `direct`, [`Prompt::ZeroShotTrueBox`] needs `base`.
+    pub prompts: &'a [Prompt],
+    /// The same network without the pipeline.
+    pub direct: Option<&'a dyn Networks>,
+    /// The base alone.
+    pub base: Option<&'a EagerNetworks>,
     /// NSD's tolerance, mm; default: 1 mm or one pixel, whichever is more.
     pub tolerance_mm: Option<f64>,
+    /// Keep the automatic results, for pictures.
+    pub keep: bool,
 }
 
 impl Evaluation<'_> {
@@ -88,12 +127,12 @@ impl Evaluation<'_> {
     ///
     /// # Errors
     /// [`EvaluateError`]; a volume that the pipeline refuses counts as empty masks, it is no error.
-    pub fn run(&self, cases: &[Case], progress: &mut dyn FnMut(usize, usize)) -> Result<Vec<Outcome>, EvaluateError> {
+    pub fn run(&self, cases: &[Case], progress: &mut dyn FnMut(usize, usize)) -> Result<Evaluated, EvaluateError> {
         let total = cases.iter().filter(|c| !c.test.is_empty()).count();
         if total == 0 {
             return Err(EvaluateError::Empty);
         }
-        let mut out = Vec::new();
+        let mut out = Evaluated::default();
         for (done, (i, case)) in cases.iter().enumerate().filter(|(_, c)| !c.test.is_empty()).enumerate() {
             progress(done, total);
             self.case(i, case, &mut out)?;
@@ -102,89 +141,140 @@ impl Evaluation<'_> {
         Ok(out)
     }
 
-    fn case(&self, i: usize, case: &Case, out: &mut Vec<Outcome>) -> Result<(), EvaluateError> {
+    fn wants(&self, prompt: Prompt) -> bool {
+        self.prompts.contains(&prompt)
+    }
+
+    fn case(&self, i: usize, case: &Case, out: &mut Evaluated) -> Result<(), EvaluateError> {
         let fail = |source| EvaluateError::Pipeline { volume: case.name.clone(), source };
-        let size = self.true_box.map_or(256, Networks::input_size);
+        let size = self.direct.map_or(256, Networks::input_size);
         let views = case.views(self.crop, size)?;
-        let found = match self.segmenter.segment(&case.volume, case.hint, self.options, &|_| {}) {
-            Ok(s) => Some(s),
-            Err(PipelineError::NotThisTask { .. }) => None,
-            Err(e) => return Err(fail(e)),
+        let found = if self.wants(Prompt::Automatic) {
+            match self.segmenter.segment(&case.volume, case.hint, self.options, &|_| {}) {
+                Ok(s) => Some(s),
+                Err(PipelineError::NotThisTask { .. }) => None,
+                Err(e) => return Err(fail(e)),
+            }
+        } else {
+            None
         };
         for l in (0..views.len()).filter(|&l| case.labelled(&views, l)) {
             let truth = case.truth_of(&views, l);
-            for (k, s) in self.task.structures.iter().enumerate().filter(|(k, _)| case.known[*k]) {
-                let label = found
-                    .as_ref()
-                    .and_then(|f| f.segments.iter().find(|i| i.structure.key == s.key && i.side == views[l].leg.side));
-                let mask = match (&found, label) {
-                    (Some(f), Some(info)) => f.labels.data.iter().map(|&v| v == info.label).collect(),
-                    _ => vec![false; truth.data.len()],
-                };
-                out.push(self.compare(i, case, k, Prompt::Automatic, &mask, &truth));
-            }
-            if let Some(networks) = self.true_box {
-                let labels = self.with_true_boxes(networks, case, &views, l, &truth).map_err(fail)?;
-                for k in (0..self.task.structures.len()).filter(|&k| case.known[k]) {
-                    let mask: Vec<bool> = labels.data.iter().map(|&v| usize::from(v) == k + 1).collect();
-                    out.push(self.compare(i, case, k, Prompt::TrueBox, &mask, &truth));
+            let side = views[l].leg.side;
+            let with = |prompt, labels: &LabelMap| {
+                compare(self.task, (i, case), side, prompt, &truth, self.tolerance_mm, |k| mask_of(labels, k))
+            };
+            if self.wants(Prompt::Automatic) {
+                let mut labels = LabelMap::empty(truth.geometry.clone());
+                if let Some(f) = &found {
+                    let own = renumbering(self.task, f, side);
+                    labels.data.iter_mut().zip(&f.labels.data).for_each(|(o, v)| *o = own[usize::from(*v)]);
+                }
+                let mut outcomes = with(Prompt::Automatic, &labels);
+                for o in &mut outcomes {
+                    let rows = found.iter().flat_map(|f| &f.report.structures);
+                    let row = rows.into_iter().find(|r| r.structure.key == o.structure && r.side == side);
+                    o.segex = row.map(|r| (r.score, r.verdict));
+                }
+                out.outcomes.extend(outcomes);
+                if self.keep {
+                    out.found.push(Found { case: i, side, labels, truth: truth.clone() });
                 }
             }
-            if let Some(base) = self.zero_shot {
-                for (k, mask) in self.zero_shot(base, case, &views[l], &truth).map_err(fail)?.iter().enumerate() {
-                    if case.known[k] {
-                        out.push(self.compare(i, case, k, Prompt::ZeroShotTrueBox, mask, &truth));
-                    }
+            if let Some(networks) = self.direct {
+                for (prompt, labels) in self.direct(networks, case, &views, l, &truth).map_err(fail)? {
+                    out.outcomes.extend(with(prompt, &labels));
                 }
+            }
+            if let (Some(base), true) = (self.base, self.wants(Prompt::ZeroShotTrueBox)) {
+                let mut masks = self.zero_shot(base, case, &views[l], &truth).map_err(fail)?;
+                out.outcomes.extend(compare(
+                    self.task,
+                    (i, case),
+                    side,
+                    Prompt::ZeroShotTrueBox,
+                    &truth,
+                    self.tolerance_mm,
+                    |k| std::mem::take(&mut masks[k]),
+                ));
             }
         }
         Ok(())
     }
 
-    fn compare(&self, i: usize, case: &Case, k: usize, prompt: Prompt, mask: &[bool], truth: &LabelMap) -> Outcome {
-        let g = &truth.geometry;
-        let truth: Vec<bool> = truth.data.iter().map(|&v| usize::from(v) == k + 1).collect();
-        let tolerance = self.tolerance_mm.unwrap_or_else(|| g.spacing[0].max(g.spacing[1]).max(1.0));
-        let slices = (case.test.len() < g.dims[2]).then_some(case.test.as_slice());
-        Outcome {
-            case: i,
-            structure: self.task.structures[k].key.clone(),
-            prompt,
-            agreement: agreement(mask, &truth, g.dims, g.spacing, tolerance, slices),
-        }
-    }
-
-    /// The pipeline's own decoding, composing and clean-up, but with the truth's boxes and presence.
-    fn with_true_boxes(
+    /// The pipeline's own decoding, composing and clean-up in one pass, with other prompts than its own.
+    fn direct(
         &self,
         networks: &dyn Networks,
         case: &Case,
         views: &[LegView],
         l: usize,
         truth: &LabelMap,
-    ) -> Result<LabelMap, PipelineError> {
+    ) -> Result<Vec<(Prompt, LabelMap)>, PipelineError> {
+        let wanted = [Prompt::PromptFree, Prompt::TrueBox].into_iter().filter(|p| self.wants(*p));
+        let g = &case.volume.geometry;
+        let mut out: Vec<(Prompt, LabelMap)> = wanted.map(|p| (p, LabelMap::empty(g.clone()))).collect();
+        if out.is_empty() {
+            return Ok(out);
+        }
         let view = &views[l];
         let count = self.task.structures.len();
-        let g = &case.volume.geometry;
-        let mut out = LabelMap::empty(g.clone());
-        for z in 0..g.dims[2] {
-            let boxes = boxes_of(view, truth, z, count);
-            let present: Vec<bool> = boxes.iter().map(Option::is_some).collect();
-            if !present.contains(&true) {
-                continue;
+        let embeddings =
+            (0..g.dims[2]).map(|z| networks.encode(&view.input(&case.volume, z))).collect::<Result<Vec<_>, _>>()?;
+        let seen = match self.wants(Prompt::PromptFree) {
+            true => self.classified(networks, &embeddings)?,
+            false => Vec::new(),
+        };
+        for (prompt, labels) in &mut out {
+            for (z, embedding) in embeddings.iter().enumerate() {
+                let whole = [0.0, 0.0, 1.0, 1.0];
+                let boxes: Vec<Option<[f32; 4]>> = match prompt {
+                    Prompt::TrueBox => boxes_of(view, truth, z, count),
+                    _ => seen[z].iter().map(|p| p.then_some(whole)).collect(),
+                };
+                let present: Vec<bool> = boxes.iter().map(Option::is_some).collect();
+                if !present.contains(&true) {
+                    continue;
+                }
+                let corners: Vec<[f32; 4]> = boxes.iter().map(|b| b.unwrap_or(whole)).collect();
+                let decoded = networks.decode(embedding, &corners)?;
+                let allowed =
+                    |i: usize| views.iter().enumerate().all(|(o, v)| o == l || !v.leg.mask[z * g.plane() + i]);
+                let composed = compose(&view.crop, &decoded.masks, &present, allowed).labels;
+                let [x0, y0, x1, _] = view.crop.window();
+                for (i, label) in composed.into_iter().enumerate() {
+                    labels.data[(z * g.dims[1] + y0 + i / (x1 - x0)) * g.dims[0] + x0 + i % (x1 - x0)] = label;
+                }
             }
-            let embedding = networks.encode(&view.input(&case.volume, z))?;
-            let corners: Vec<[f32; 4]> = boxes.iter().map(|b| b.unwrap_or([0.0, 0.0, 1.0, 1.0])).collect();
-            let decoded = networks.decode(&embedding, &corners)?;
-            let allowed = |i: usize| views.iter().enumerate().all(|(o, v)| o == l || !v.leg.mask[z * g.plane() + i]);
-            let labels = compose(&view.crop, &decoded.masks, &present, allowed).labels;
-            let [x0, y0, x1, _] = view.crop.window();
-            for (i, label) in labels.into_iter().enumerate() {
-                out.data[(z * g.dims[1] + y0 + i / (x1 - x0)) * g.dims[0] + x0 + i % (x1 - x0)] = label;
-            }
+            clean_up(&mut labels.data, g.dims, g.spacing, count as u8, &self.options.clean_up);
         }
-        clean_up(&mut out.data, g.dims, g.spacing, count as u8, &self.options.clean_up);
         Ok(out)
+    }
+
+    /// Which structures the classifier sees on each slice, smoothed over neighbours as the pipeline does.
+    fn classified(
+        &self,
+        networks: &dyn Networks,
+        embeddings: &[crate::engine::Tensor],
+    ) -> Result<Vec<Vec<bool>>, PipelineError> {
+        let probability = |logit: &f32| 1.0 / (1.0 + (-logit).exp());
+        let all: Vec<Vec<f32>> = embeddings
+            .iter()
+            .map(|e| Ok(networks.classify(e)?.logits.iter().map(probability).collect()))
+            .collect::<Result<_, PipelineError>>()?;
+        let thresholds = &self.segmenter.model().presence;
+        let last = all.len().saturating_sub(1);
+        Ok((0..all.len())
+            .map(|z| {
+                (0..self.task.structures.len())
+                    .map(|k| {
+                        let p = |z: usize| all[z].get(k).copied().unwrap_or(0.0);
+                        let smooth = 0.25 * p(z.saturating_sub(1)) + 0.5 * p(z) + 0.25 * p((z + 1).min(last));
+                        smooth >= thresholds.get(k).copied().unwrap_or(self.options.presence)
+                    })
+                    .collect()
+            })
+            .collect())
     }
 
     fn zero_shot(
@@ -214,6 +304,55 @@ impl Evaluation<'_> {
         }
         Ok(out)
     }
+}
+
+/// Compares the masks of one leg with its truth, for each structure that the case's labels tell about.
+///
+/// `case` is the case and its place in the list; `truth` has structure `k` of the task as `k + 1` and nothing of another leg
+/// ([`Case::truth_of`]); `mask` gives the mask of structure `k` on the same grid. Only the case's test slices count. NSD's
+/// tolerance is by default 1 mm or one pixel, whichever is more.
+pub fn compare(
+    task: &Task,
+    (i, case): (usize, &Case),
+    side: Option<Side>,
+    prompt: Prompt,
+    truth: &LabelMap,
+    tolerance_mm: Option<f64>,
+    mut mask: impl FnMut(usize) -> Vec<bool>,
+) -> Vec<Outcome> {
+    let g = &truth.geometry;
+    let tolerance = tolerance_mm.unwrap_or_else(|| g.spacing[0].max(g.spacing[1]).max(1.0));
+    let slices = (case.test.len() < g.dims[2]).then_some(case.test.as_slice());
+    (0..task.structures.len())
+        .filter(|&k| case.known[k])
+        .map(|k| {
+            let (found, truth) = (mask(k), mask_of(truth, k));
+            Outcome {
+                case: i,
+                side,
+                structure: task.structures[k].key.clone(),
+                prompt,
+                agreement: agreement(&found, &truth, g.dims, g.spacing, tolerance, slices),
+                presence: Presence::of(&found, &truth, g.plane(), slices),
+                segex: None,
+            }
+        })
+        .collect()
+}
+
+fn mask_of(labels: &LabelMap, k: usize) -> Vec<bool> {
+    labels.data.iter().map(|&v| usize::from(v) == k + 1).collect()
+}
+
+/// From the labels of a result to those of a task, `k + 1`, for one side; what belongs elsewhere becomes background.
+fn renumbering(task: &Task, found: &Segmentation, side: Option<Side>) -> Vec<u8> {
+    let mut own = vec![0u8; 256];
+    for s in found.segments.iter().filter(|s| s.side == side) {
+        if let Some(k) = task.structures.iter().position(|t| t.key == s.structure.key) {
+            own[usize::from(s.label)] = k as u8 + 1;
+        }
+    }
+    own
 }
 
 fn boxes_of(view: &LegView, truth: &LabelMap, z: usize, count: usize) -> Vec<Option<[f32; 4]>> {

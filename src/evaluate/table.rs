@@ -1,11 +1,13 @@
-//! Figures over volumes, as JSON and as a Markdown table. Aggregates only: no volume is named.
+//! Figures over volumes and of each case, as JSON and as Markdown tables. No volume is named unless asked for.
 
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::Agreement;
+use super::metrics::{Agreement, Presence};
 use super::run::{Outcome, Prompt};
+use crate::segex::Verdict;
+use crate::terms::Side;
 
 /// Mean and spread of a figure over legs.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +59,58 @@ pub struct Row {
     pub assd_mm: Option<Spread>,
     /// Normalised surface Dice.
     pub nsd: Option<Spread>,
+    /// Slices of all legs with and without the structure.
+    #[serde(default)]
+    pub presence: Presence,
+    /// SegEx verdicts A, B, C and D over `legs`; what has none was not found although it is there.
+    #[serde(default)]
+    pub verdicts: [usize; 4],
+}
+
+impl Row {
+    /// Share of the legs that SegEx lets pass with minor edits at most (A or B); none where nothing was graded.
+    pub fn usable(&self) -> Option<f64> {
+        let [a, b, c, d] = self.verdicts;
+        (a + b + c + d > 0).then(|| (a + b) as f64 / self.legs.max(1) as f64)
+    }
+}
+
+/// One structure of one leg of one case under one prompt.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CaseRow {
+    /// Number of the case in the manifest's order of evaluated volumes, from 1.
+    pub case: usize,
+    /// Its name, where names were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The leg's side, where known.
+    pub side: Option<Side>,
+    /// Structure key.
+    pub structure: String,
+    /// How the decoder was prompted.
+    pub prompt: Prompt,
+    /// The figures.
+    #[serde(flatten)]
+    pub agreement: Agreement,
+    /// Slices with and without the structure.
+    pub presence: Presence,
+    /// SegEx's score, where graded.
+    pub segex_score: Option<f64>,
+    /// SegEx's verdict, where graded.
+    pub verdict: Option<Verdict>,
+}
+
+/// What the evaluated adapter was trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trained {
+    /// Labelled slices, each leg by itself.
+    pub slices: usize,
+    /// Volumes that they come from.
+    pub volumes: usize,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Seed.
+    pub seed: u64,
 }
 
 /// What is written down of an evaluation.
@@ -64,25 +118,35 @@ pub struct Row {
 pub struct Table {
     /// Facts in order: command, adapter, seed, counts.
     pub facts: Vec<(String, String)>,
+    /// What the adapter was trained on, where there is one.
+    #[serde(default)]
+    pub trained: Option<Trained>,
     /// The figures.
     pub rows: Vec<Row>,
+    /// The figures of each case; empty where only aggregates were to be written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cases: Vec<CaseRow>,
 }
 
 impl Table {
     /// Aggregates outcomes; structures in the order of `keys`, automatic first.
     pub fn new(outcomes: &[Outcome], keys: &[String], facts: Vec<(String, String)>) -> Self {
         let mut rows = Vec::new();
-        for prompt in [Prompt::Automatic, Prompt::TrueBox, Prompt::ZeroShotTrueBox] {
+        for prompt in Prompt::ALL {
             for key in keys {
-                let of: Vec<&Agreement> = outcomes
-                    .iter()
-                    .filter(|o| o.prompt == prompt && &o.structure == key)
-                    .map(|o| &o.agreement)
-                    .collect();
-                if of.is_empty() {
+                let all: Vec<&Outcome> =
+                    outcomes.iter().filter(|o| o.prompt == prompt && &o.structure == key).collect();
+                if all.is_empty() {
                     continue;
                 }
+                let of: Vec<&Agreement> = all.iter().map(|o| &o.agreement).collect();
                 let absent = of.iter().filter(|a| a.found + a.truth == 0).count();
+                let mut verdicts = [0; 4];
+                for o in all.iter().filter(|o| o.agreement.found + o.agreement.truth > 0) {
+                    if let Some((_, verdict)) = o.segex {
+                        verdicts[verdict as usize] += 1;
+                    }
+                }
                 rows.push(Row {
                     structure: key.clone(),
                     prompt,
@@ -94,10 +158,36 @@ impl Table {
                     hd95_mm: Spread::of(of.iter().map(|a| a.hd95_mm)),
                     assd_mm: Spread::of(of.iter().map(|a| a.assd_mm)),
                     nsd: Spread::of(of.iter().map(|a| a.nsd)),
+                    presence: Presence::total(all.iter().map(|o| o.presence)),
+                    verdicts,
                 });
             }
         }
-        Table { facts, rows }
+        let case = |o: &Outcome| CaseRow {
+            case: o.case + 1,
+            name: None,
+            side: o.side,
+            structure: o.structure.clone(),
+            prompt: o.prompt,
+            agreement: o.agreement.clone(),
+            presence: o.presence,
+            segex_score: o.segex.map(|s| s.0),
+            verdict: o.segex.map(|s| s.1),
+        };
+        Table { facts, trained: None, rows, cases: outcomes.iter().map(case).collect() }
+    }
+
+    /// Writes names beside the numbers of the cases.
+    pub fn name_cases(&mut self, names: &[&str]) {
+        for row in &mut self.cases {
+            row.name = names.get(row.case - 1).map(|n| (*n).to_string());
+        }
+    }
+
+    /// Figures over all cases only: what may be shared where a single case's may not.
+    pub fn aggregates(mut self) -> Self {
+        self.cases.clear();
+        self
     }
 
     /// Mean over structures of the mean Dice under a prompt.
@@ -135,12 +225,41 @@ impl Table {
                 r.missing
             );
         }
+        self.presence_table(&mut out);
         out.push_str(
             "\nWhole volumes, slices without the structure included. Surface: voxels with a face neighbour outside. HD95: the \
              larger of both directed 95th percentiles; ASSD over both surfaces; NSD at 1 mm or one pixel, whichever is more. \
-             Missing: only one of truth and mask has the structure (Dice 0, no distance).\n",
+             Missing: only one of truth and mask has the structure (Dice 0, no distance). docs/metrics.md has the conventions.\n",
         );
         out
+    }
+
+    fn presence_table(&self, out: &mut String) {
+        out.push_str(
+            "\n| structure | prompt | slices with it: found | slices without it: left empty | SegEx A / B / C / D | A or B |\n\
+             |---|---|---:|---:|---|---:|\n",
+        );
+        let share = |right: usize, wrong: usize, part: Option<f64>| {
+            part.map_or("–".into(), |p| format!("{p:.3} ({right} of {})", right + wrong))
+        };
+        // With the true box it is told which structures are there.
+        for r in self.rows.iter().filter(|r| matches!(r.prompt, Prompt::Automatic | Prompt::PromptFree)) {
+            let p = &r.presence;
+            let [a, b, c, d] = r.verdicts;
+            let verdicts = r
+                .usable()
+                .map_or(["–".into(), "–".into()], |u| [format!("{a} / {b} / {c} / {d}"), format!("{u:.2}")]);
+            let _ = writeln!(
+                out,
+                "| {} | {} | {} | {} | {} | {} |",
+                r.structure,
+                r.prompt.words(),
+                share(p.both, p.truth_only, p.sensitivity()),
+                share(p.neither, p.found_only, p.specificity()),
+                verdicts[0],
+                verdicts[1]
+            );
+        }
     }
 }
 
@@ -151,6 +270,7 @@ mod tests {
     fn outcome(case: usize, dice: Option<f64>, found: usize, truth: usize) -> Outcome {
         Outcome {
             case,
+            side: Some(Side::Right),
             structure: "VL".into(),
             prompt: Prompt::Automatic,
             agreement: Agreement {
@@ -162,6 +282,8 @@ mod tests {
                 assd_mm: None,
                 nsd: dice,
             },
+            presence: Presence { both: 6, found_only: 1, truth_only: 2, neither: 3 },
+            segex: dice.map(|d| (100.0 * d, if d > 0.5 { Verdict::B } else { Verdict::D })),
         }
     }
 
@@ -175,7 +297,20 @@ mod tests {
         assert!((t.mean_dice(Prompt::Automatic).unwrap() - 0.4).abs() < 1e-12);
         let text = t.markdown("T");
         assert!(text.contains("| VL | automatic | 2 | 0.400 ± 0.566, 0.000 |") && text.contains("- seed: 1"), "{text}");
+        assert!(
+            text.contains("| VL | automatic | 0.750 (18 of 24) | 0.750 (9 of 12) | 0 / 1 / 0 / 1 | 0.50 |"),
+            "{text}"
+        );
         let back: Table = serde_json::from_str(&serde_json::to_string(&t).unwrap()).unwrap();
-        assert_eq!(back.rows.len(), 1);
+        assert_eq!(back, t);
+        assert_eq!((t.cases.len(), t.cases[1].case, t.cases[1].verdict), (3, 2, Some(Verdict::D)));
+        let shared = serde_json::to_value(t.aggregates()).unwrap();
+        assert!(shared.get("cases").is_none());
+        // What an earlier release wrote can still be read.
+        let mut old = shared;
+        old["rows"][0].as_object_mut().unwrap().remove("presence");
+        old["rows"][0].as_object_mut().unwrap().remove("verdicts");
+        old.as_object_mut().unwrap().remove("trained");
+        assert_eq!(serde_json::from_value::<Table>(old).unwrap().rows[0].usable(), None);
     }
 }

@@ -2,11 +2,13 @@
 
 mod geometry;
 pub mod morphology;
+mod overlay;
 pub mod phantom;
 pub mod plot;
 mod render;
 mod volume;
 
 pub use geometry::Geometry;
+pub use overlay::{Contours, Tile, sheet};
 pub use render::{Legend, Rgb, montage};
 pub use volume::{LabelMap, Plane, Volume};

@@ -31,6 +31,8 @@ pub struct Axis {
     pub categories: Vec<String>,
     /// Decades rather than differences; needs values above 0.
     pub log: bool,
+    /// Under each tick along x, the tick times the factor, with a unit.
+    pub also: Option<(f64, String)>,
 }
 
 /// What a series looks like.
@@ -161,7 +163,8 @@ impl Plot {
         let named: Vec<usize> = (0..self.series.len()).filter(|&i| !self.series[i].name.is_empty()).collect();
         let rows = self.legend_rows(&named, width);
         let top = MARGIN[1] + rows.len() as f64 * LINE;
-        let (left, right, bottom) = (MARGIN[0], width - MARGIN[2], height - MARGIN[3]);
+        let foot = MARGIN[3] + if self.x.also.is_some() { 10.0 } else { 0.0 };
+        let (left, right, bottom) = (MARGIN[0], width - MARGIN[2], height - foot);
         let x = self.x_scale(left, right);
         let y = Scale::new(&self.y, self.series.iter().flat_map(Series::ys), bottom, top.min(bottom - 40.0));
 
@@ -196,19 +199,25 @@ impl Plot {
         self.axes(&mut s, &x, &y);
         let beside: Vec<usize> =
             (0..self.series.len()).filter(|&i| matches!(self.series[i].mark, Mark::Boxes(_) | Mark::Bars(_))).collect();
-        let _ = writeln!(
-            s,
-            "<clipPath id=\"field\"><rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"/></clipPath>\n<g clip-path=\"url(#field)\">",
-            n(left),
-            n(y.to - 6.0),
-            n(right - left),
-            n(bottom - y.to + 12.0)
-        );
+        let mut field = String::new();
         for (i, series) in self.series.iter().enumerate() {
             let lane = beside.iter().position(|&b| b == i).map_or((0, 1), |place| (place, beside.len()));
-            draw(&mut s, &series.mark, &colour(i), &x, &y, lane);
+            draw(&mut field, &series.mark, &colour(i), &x, &y, lane);
         }
-        s.push_str("</g>\n</svg>\n");
+        // Several plots may stand in one page, where names are shared: this one's is made from what it shows (FNV-1a).
+        let id = s
+            .bytes()
+            .chain(field.bytes())
+            .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+        let _ = writeln!(
+            s,
+            "<clipPath id=\"f{id:x}\"><rect x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"/></clipPath>\n\
+             <g clip-path=\"url(#f{id:x})\">\n{field}</g>\n</svg>",
+            n(left - 4.0),
+            n(y.to - 6.0),
+            n(right - left + 8.0),
+            n(bottom - y.to + 12.0)
+        );
         s
     }
 
@@ -264,6 +273,15 @@ impl Plot {
                     n(foot + 18.0),
                     number(v)
                 );
+                if let Some((factor, unit)) = &self.x.also {
+                    let _ = writeln!(
+                        s,
+                        "<text x=\"{at}\" y=\"{}\" text-anchor=\"middle\" fill=\"#777\">{} {}</text>",
+                        n(foot + 32.0),
+                        number(v * factor),
+                        escape(unit)
+                    );
+                }
             }
         }
         for (i, name) in self.x.categories.iter().enumerate() {
@@ -286,7 +304,7 @@ impl Plot {
             n(y.to),
             n(foot),
             n(x.to),
-            n(foot + 38.0),
+            n(foot + if self.x.also.is_some() { 48.0 } else { 38.0 }),
             escape(&self.x.label),
             escape(&self.y.label)
         );

@@ -42,7 +42,7 @@ impl Rgb {
         Rgb { width, height, data: vec![0; width * height * 3] }
     }
 
-    fn put(&mut self, x: usize, y: usize, rgb: [u8; 3]) {
+    pub(super) fn put(&mut self, x: usize, y: usize, rgb: [u8; 3]) {
         if x < self.width && y < self.height {
             let i = (y * self.width + x) * 3;
             self.data[i..i + 3].copy_from_slice(&rgb);
@@ -69,13 +69,27 @@ impl Rgb {
     /// The file's.
     pub fn write_png(&self, path: &Path) -> std::io::Result<()> {
         let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
-        let mut encoder = png::Encoder::new(&mut file, self.width as u32, self.height as u32);
+        self.encode(&mut file)?;
+        file.flush()
+    }
+
+    /// The picture as a PNG in memory.
+    ///
+    /// # Errors
+    /// The encoder's: a picture without pixels.
+    pub fn png(&self) -> std::io::Result<Vec<u8>> {
+        let mut out = Vec::new();
+        self.encode(&mut out)?;
+        Ok(out)
+    }
+
+    fn encode(&self, out: &mut impl Write) -> std::io::Result<()> {
+        let mut encoder = png::Encoder::new(out, self.width as u32, self.height as u32);
         encoder.set_color(png::ColorType::Rgb);
         encoder.set_depth(png::BitDepth::Eight);
         let mut writer = encoder.write_header().map_err(std::io::Error::other)?;
         writer.write_image_data(&self.data).map_err(std::io::Error::other)?;
-        writer.finish().map_err(std::io::Error::other)?;
-        file.flush()
+        writer.finish().map_err(std::io::Error::other)
     }
 }
 
@@ -170,7 +184,7 @@ fn extent(labels: &LabelMap) -> [usize; 4] {
 }
 
 /// 1st and 99.5th percentile of the volume.
-fn window(volume: &Volume) -> (f32, f32) {
+pub(super) fn window(volume: &Volume) -> (f32, f32) {
     let mut values: Vec<f32> = volume.data.iter().copied().filter(|v| v.is_finite()).step_by(7).collect();
     if values.is_empty() {
         return (0.0, 1.0);
