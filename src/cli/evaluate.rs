@@ -53,7 +53,7 @@ pub struct EvaluateArgs {
     /// Instead of evaluating, draw quality against labelling from PATH.json files of evaluations; writes OUT.svg and OUT.md
     #[arg(long, value_name = "JSON", num_args = 1.., requires = "out", conflicts_with_all = ["manifest", "adapter"])]
     label_cost: Vec<PathBuf>,
-    /// With --label-cost: minutes that labelling one slice with all its structures takes
+    /// With --label-cost: minutes that labelling one leg on one slice takes, all structures
     #[arg(long, value_name = "MINUTES", default_value_t = 6.0)]
     minutes_per_slice: f64,
 }
@@ -156,8 +156,8 @@ fn write(out: &Path, extension: &str, text: &str) -> anyhow::Result<()> {
 fn label_cost(files: &[PathBuf], minutes: f64, out: &Path) -> anyhow::Result<ExitCode> {
     let read = |path: &PathBuf| -> anyhow::Result<(String, Table)> {
         let name = path.display().to_string();
-        let text = std::fs::read_to_string(path).with_context(|| name.clone())?;
-        let table = serde_json::from_str(&text)
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {name}"))?;
+        let table = serde_json::from_slice(&bytes)
             .with_context(|| format!("{name} is not what `scanside evaluate --out` writes as JSON"))?;
         Ok((name, table))
     };

@@ -17,6 +17,11 @@ pub enum LabelCostError {
     /// An evaluation without an automatic result.
     #[error("{0} has no automatic result: evaluate with --prompts automatic")]
     NotAutomatic(String),
+    /// Evaluations that cannot be compared.
+    #[error(
+        "{0} evaluates other structures than {1}: a curve needs the same structures, and the same test volumes, throughout"
+    )]
+    Structures(String, String),
     /// No evaluation at all.
     #[error("no evaluation is given: name the JSON files that `scanside evaluate --out` wrote")]
     Empty,
@@ -28,7 +33,7 @@ pub enum LabelCostError {
 /// All evaluations of the same number of labelled slices.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CostPoint {
-    /// Labelled slices.
+    /// Labelled slices, each leg by itself.
     pub slices: usize,
     /// Mean Dice over structures, automatic: over the evaluations, each counted once.
     pub dice: Spread,
@@ -45,7 +50,7 @@ pub struct CostPoint {
 /// Quality against labelled slices.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelCost {
-    /// Minutes that labelling one slice takes: an assumption, stated wherever minutes stand.
+    /// Minutes that labelling one leg on one slice takes, all structures: an assumption, stated wherever minutes stand.
     pub minutes_per_slice: f64,
     /// By growing number of slices.
     pub points: Vec<CostPoint>,
@@ -62,6 +67,9 @@ impl LabelCost {
         }
         let mut all = Vec::new();
         for (name, table) in evaluations {
+            if let Some((first, _)) = evaluations.first().filter(|(_, t)| keys(t) != keys(table)) {
+                return Err(LabelCostError::Structures(name.clone(), first.clone()));
+            }
             let trained = table.trained.ok_or_else(|| LabelCostError::NotTrained(name.clone()))?;
             let dice = table.mean_dice(Prompt::Automatic).ok_or_else(|| LabelCostError::NotAutomatic(name.clone()))?;
             all.push((trained.slices, dice, table));
@@ -109,6 +117,7 @@ impl LabelCost {
             x: Axis {
                 label: format!("labelled slices, and minutes of labelling at {} a slice", self.minutes_per_slice),
                 log: self.points.len() > 1,
+                ticks: self.points.iter().map(x).collect(),
                 also: Some((self.minutes_per_slice, "min".into())),
                 ..Axis::default()
             },
@@ -124,7 +133,7 @@ impl LabelCost {
         let keys: Vec<&String> =
             self.points.first().map(|p| p.structures.iter().map(|s| &s.0).collect()).unwrap_or_default();
         let mut out = format!(
-            "# What more labelling buys\n\n- assumption: {} minutes to label a slice with all its structures\n\
+            "# What more labelling buys\n\n- assumption: {} minutes to label one leg on one slice, all structures\n\
              - quality: automatic results on volumes that were not trained on; mean over evaluations, lowest to highest\n\n\
              | labelled slices | minutes | evaluations | mean Dice | gain in Dice per further hour | SegEx A or B |",
             self.minutes_per_slice
@@ -167,6 +176,10 @@ fn usable(table: &Table) -> Option<f64> {
     let legs: usize = rows.iter().map(|r| r.legs).sum();
     let good: usize = rows.iter().map(|r| r.verdicts[0] + r.verdicts[1]).sum();
     (legs > 0).then(|| good as f64 / legs as f64)
+}
+
+fn keys(table: &Table) -> Vec<&str> {
+    table.rows.iter().filter(|r| r.prompt == Prompt::Automatic).map(|r| r.structure.as_str()).collect()
 }
 
 fn structures(evaluations: &[(f64, &Table)]) -> Vec<(String, f64)> {
@@ -246,6 +259,11 @@ mod tests {
         bad.1.trained = None;
         let message = LabelCost::new(&[bad], 6.0).unwrap_err().to_string();
         assert!(message.contains("5-1.json") && message.contains("evaluate"), "{message}");
+        let mut other = evaluation(20, 1, [0.8, 0.9], [Verdict::A; 2]);
+        other.1.rows.remove(1);
+        let message =
+            LabelCost::new(&[evaluation(5, 1, [0.8, 0.9], [Verdict::A; 2]), other], 6.0).unwrap_err().to_string();
+        assert!(message.contains("20-1.json evaluates other structures than 5-1.json"), "{message}");
         assert!(matches!(LabelCost::new(&[], 6.0), Err(LabelCostError::Empty)));
         assert!(matches!(LabelCost::new(&[], 0.0), Err(LabelCostError::Minutes(_))));
     }

@@ -31,6 +31,8 @@ pub struct Axis {
     pub categories: Vec<String>,
     /// Decades rather than differences; needs values above 0.
     pub log: bool,
+    /// Where ticks stand; default: at round numbers.
+    pub ticks: Vec<f64>,
     /// Under each tick along x, the tick times the factor, with a unit.
     pub also: Option<(f64, String)>,
 }
@@ -251,7 +253,11 @@ impl Plot {
     }
 
     fn axes(&self, s: &mut String, x: &Scale, y: &Scale) {
-        for v in y.ticks() {
+        let ticks = |axis: &Axis, scale: &Scale| {
+            let own = axis.ticks.iter().copied().filter(|t| *t >= scale.low && *t <= scale.high);
+            if axis.ticks.is_empty() { scale.ticks() } else { own.collect() }
+        };
+        for v in ticks(&self.y, y) {
             let at = n(y.at(v));
             let _ = writeln!(
                 s,
@@ -264,7 +270,7 @@ impl Plot {
         }
         let foot = y.from;
         if self.x.categories.is_empty() {
-            for v in x.ticks() {
+            for v in ticks(&self.x, x) {
                 let at = n(x.at(v));
                 let _ = writeln!(
                     s,
