@@ -11,8 +11,9 @@ pub mod image;
 pub mod terms;
 // Floor 1: the wire and the objects.
 pub mod dicom;
-// Floor 2: engines, series, durable state.
+// Floor 2: engines, series, label files, durable state.
 pub mod engine;
+pub mod labels;
 pub mod series;
 pub mod store;
 // Floor 3: the network and the grading.

@@ -9,6 +9,10 @@ mod demo;
 mod doctor;
 #[cfg(feature = "train")]
 pub mod evaluate;
+#[cfg(feature = "train")]
+mod label_next;
+#[cfg(feature = "train")]
+mod labels;
 mod logging;
 mod phantom;
 mod segment;
@@ -55,6 +59,12 @@ enum Command {
     Phantom(phantom::PhantomArgs),
     /// Check a configuration file; with --print, show every value in force and its origin
     Validate(validate::ValidateArgs),
+    /// Propose slices to annotate, and make label files for 3D Slicer and OHIF
+    #[cfg(feature = "train")]
+    LabelNext(label_next::LabelNextArgs),
+    /// Check annotations before training
+    #[cfg(feature = "train")]
+    Labels(labels::LabelsArgs),
     /// Train an adapter on labelled slices
     #[cfg(feature = "train")]
     Train(train::TrainArgs),
@@ -102,6 +112,10 @@ pub fn main() -> ExitCode {
         Command::Send(args) => send::run(&args),
         Command::Phantom(args) => phantom::run(&args),
         Command::Validate(args) => validate::run(&args),
+        #[cfg(feature = "train")]
+        Command::LabelNext(args) => label_next::run(&args),
+        #[cfg(feature = "train")]
+        Command::Labels(args) => labels::run(&args),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&args),
         #[cfg(feature = "train")]

@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Args;
 
 use crate::image::phantom::{Phantom, PhantomOptions};
 use crate::image::{Legend, montage};
+use crate::labels::{NamedLabel, write_seg_nrrd};
 use crate::pipeline::write_dicom_series;
 use crate::terms::{STRUCTURE_KEYS, structure};
 
 #[derive(Args, Debug)]
 pub(super) struct PhantomArgs {
-    /// Folder to write: series/ with the DICOM files, truth.png
+    /// Folder to write: series/ with the DICOM files, truth.png, truth.seg.nrrd (3D Slicer's format, to train on)
     #[arg(long, short)]
     out: PathBuf,
     /// The subject: the same seed is the same series
@@ -33,6 +35,14 @@ pub(super) fn run(args: &PhantomArgs) -> anyhow::Result<ExitCode> {
     let picture = args.out.join("truth.png");
     montage(&phantom.volume, &phantom.structures, &legend, &caption).write_png(&picture)?;
     println!("{} DICOM files in {}", series.files.len(), args.out.join("series").display());
-    println!("truth: {}", picture.display());
+    let segments: Vec<NamedLabel> = STRUCTURE_KEYS
+        .iter()
+        .enumerate()
+        .filter_map(|(i, k)| Some(NamedLabel { label: i as u8 + 1, structure: structure(k)?, side: None }))
+        .filter(|s| phantom.structures.count(s.label) > 0)
+        .collect();
+    let labels = args.out.join("truth.seg.nrrd");
+    write_seg_nrrd(&phantom.structures, &segments, &labels).with_context(|| labels.display().to_string())?;
+    println!("truth: {} and {}", labels.display(), picture.display());
     Ok(ExitCode::SUCCESS)
 }

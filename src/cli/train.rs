@@ -75,6 +75,7 @@ pub struct TrainArgs {
 pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let manifest = Manifest::load(&args.manifest)?;
     let task = task_of(&args.structures, &manifest, &args.out)?;
+    super::labels::refuse_errors(&manifest, &task)?;
     let settings = settings_of(args)?;
     ensure!(settings.steps > 0, "--steps 0 trains nothing");
     crate::model::network::check_image_size(settings.input_size)?;
@@ -141,7 +142,7 @@ fn keys(task: &Task) -> Vec<&str> {
 }
 
 /// The task: what the command line lists, else the manifest's list, else all that its maps name.
-fn task_of(wanted: &[String], manifest: &Manifest, out: &Path) -> anyhow::Result<Task> {
+pub(super) fn task_of(wanted: &[String], manifest: &Manifest, out: &Path) -> anyhow::Result<Task> {
     let list = [wanted.to_vec(), manifest.structures.clone(), manifest.mapped()];
     let Some(list) = list.into_iter().find(|l| !l.is_empty()) else {
         bail!("no structure is named: give --structures, e.g. --structures VL,VM");

@@ -62,7 +62,8 @@ fn attributes(header: &InstanceHeader) -> Vec<SourceAttribute> {
     header.verbatim.iter().map(|e| SourceAttribute { tag: e.tag, vr: e.vr, bytes: e.bytes.clone() }).collect()
 }
 
-fn source_of(series: &SeriesVolume) -> SourceSeries {
+/// What the builders need of a loaded series.
+pub fn source_of(series: &SeriesVolume) -> SourceSeries {
     SourceSeries {
         attributes: attributes(&series.header),
         study_uid: series.header.study_uid.clone(),

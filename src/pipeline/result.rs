@@ -34,6 +34,9 @@ pub struct Segmentation {
     pub labels: LabelMap,
     /// The segments, by label.
     pub segments: Vec<SegmentInfo>,
+    /// How unsure each voxel is, 0 to 1: the larger of the entropy of its label and the share of passes that disagree; 1
+    /// where clean-up took the label away.
+    pub doubt: Vec<f32>,
     /// SegEx.
     pub report: Report,
     /// Which engine ran.

@@ -208,6 +208,7 @@ impl Segmenter {
             remarks.push(format!("{fallbacks} prompts had no evidence in the activation map and took the whole crop"));
         }
         let k = self.model.task.structures.len();
+        let before = maps.labels.data.clone();
         clean_up(
             &mut maps.labels.data,
             volume.geometry.dims,
@@ -215,6 +216,7 @@ impl Segmenter {
             (views.len() * k) as u8,
             &options.clean_up,
         );
+        let doubt = maps.doubt(&before);
         clock.lap("clean");
 
         progress(Progress { step: "assess", done: 0, total: 1 });
@@ -224,6 +226,7 @@ impl Segmenter {
         remarks.extend(uncovered(&maps.labels));
         Ok(Segmentation {
             labels: maps.labels,
+            doubt,
             segments,
             report,
             engine: self.networks.identity(),
@@ -466,6 +469,24 @@ impl Maps {
             }
         }
         maps
+    }
+}
+
+impl Maps {
+    /// Doubt of each voxel, given the labels before clean-up; see [`Segmentation::doubt`].
+    fn doubt(&self, before: &[u8]) -> Vec<f32> {
+        let n = self.passes.len().max(1) as f32;
+        let mut out = self.entropy.clone();
+        for (i, d) in out.iter_mut().enumerate() {
+            let label = self.labels.data[i];
+            if label != before[i] {
+                *d = 1.0;
+                continue;
+            }
+            let other = self.passes.iter().filter(|p| p.data[i] != label).count() as f32;
+            *d = d.max(other / n);
+        }
+        out
     }
 }
 

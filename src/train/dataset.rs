@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::labels::LabelImage;
 use super::manifest::{DatasetError, Entry, Manifest, Use};
 use super::sample::Sample;
 use crate::image::phantom::{Phantom, PhantomOptions};
 use crate::image::{LabelMap, Volume};
+use crate::labels::{LabelError, LabelImage};
 use crate::pipeline::{CropRule, LegView, leg_views};
 use crate::segex::{LegFrame, ShapeStatistics, shape};
 use crate::series::load_dir;
@@ -178,16 +178,82 @@ fn images_of(folder: &Path) -> Result<(Volume, Option<Side>), String> {
 
 fn labels_of(entry: &Entry, path: &Path, task: &Task, volume: &Volume) -> Result<(LabelMap, Vec<bool>), DatasetError> {
     let labels = |source| DatasetError::Labels { volume: entry.name.clone(), source };
-    let mut known = vec![false; task.structures.len()];
-    let mut map = BTreeMap::new();
+    let image = LabelImage::load(path).map_err(labels)?;
+    let meant = resolve(entry, &image, task, path).map_err(labels)?;
+    let map: BTreeMap<String, u8> =
+        meant.assigned.iter().map(|a| (image.segments[a.segment].id.to_string(), a.structure as u8 + 1)).collect();
+    let truth = image.onto(&volume.geometry, &map, entry.offset, path).map_err(labels)?;
+    Ok((truth, meant.known))
+}
+
+/// A segment of a label file and what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Assigned {
+    /// Index into the file's segments.
+    pub segment: usize,
+    /// Index into the task's structures.
+    pub structure: usize,
+    /// The side that the segment's name or code says.
+    pub side: Option<Side>,
+}
+
+/// What the segments of a label file are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Meaning {
+    /// Segments of the task's structures.
+    pub assigned: Vec<Assigned>,
+    /// Which structures of the task have a segment.
+    pub known: Vec<bool>,
+    /// Segments that neither the map nor their name explains.
+    pub unknown: Vec<usize>,
+}
+
+/// Tells what the segments of a label file are: what the entry's `map` says goes first, then the segment's name and code.
+///
+/// # Errors
+/// [`LabelError::Segment`] where the map names what a file with named segments lacks.
+pub fn resolve(entry: &Entry, image: &LabelImage, task: &Task, path: &Path) -> Result<Meaning, LabelError> {
+    let place = |key: &str| task.structures.iter().position(|s| s.key == key);
+    let named = image.segments.iter().any(|s| !s.name.is_empty());
+    let mut out = Meaning { known: vec![false; task.structures.len()], ..Meaning::default() };
+    let mut told = vec![false; image.segments.len()];
     for (segment, key) in &entry.map {
         // What the task does not ask for is background to it.
-        if let Some(k) = task.structures.iter().position(|s| &s.key == key) {
-            known[k] = true;
-            map.insert(segment.clone(), k as u8 + 1);
+        let structure = place(key);
+        if let Some(k) = structure {
+            out.known[k] = true;
+        }
+        let found = image.segment(segment).and_then(|s| image.segments.iter().position(|o| o == s));
+        match (found, structure) {
+            (Some(i), k) => {
+                told[i] = true;
+                let side = image.segments[i].structure().and_then(|n| n.side);
+                out.assigned.extend(k.map(|structure| Assigned { segment: i, structure, side }));
+            }
+            // A value that no voxel has is a structure that this volume does not show.
+            (None, _) if !named && segment.trim().parse::<u16>().is_ok() => {}
+            (None, None) => {}
+            (None, Some(_)) => {
+                let found: Vec<String> = image.segments.iter().map(|s| format!("{} {}", s.id, s.name)).collect();
+                return Err(LabelError::Segment {
+                    path: path.into(),
+                    wanted: segment.clone(),
+                    found: found.join(", "),
+                });
+            }
         }
     }
-    let image = LabelImage::load(path).map_err(labels)?;
-    let truth = image.onto(&volume.geometry, &map, entry.offset, path).map_err(labels)?;
-    Ok((truth, known))
+    for (i, s) in image.segments.iter().enumerate().filter(|(i, _)| !told[*i]) {
+        match s.structure() {
+            None => out.unknown.push(i),
+            Some(n) => {
+                if let Some(structure) = place(n.key) {
+                    out.known[structure] = true;
+                    out.assigned.push(Assigned { segment: i, structure, side: n.side });
+                }
+            }
+        }
+    }
+    out.assigned.sort_by_key(|a| a.segment);
+    Ok(out)
 }

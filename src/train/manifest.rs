@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::labels::LabelError;
+use crate::labels::{LabelError, LabelImage};
 use crate::pipeline::LegError;
-use crate::terms::Side;
+use crate::terms::{STRUCTURE_KEYS, Side};
 
 /// Largest manifest that is read, bytes.
 const MAX_BYTES: u64 = 8 << 20;
@@ -98,7 +98,8 @@ pub struct Entry {
     pub labels: Option<PathBuf>,
     /// Instead of images and labels: the seed of a phantom.
     pub phantom: Option<u64>,
-    /// Segment of the label file (number or name) to structure key; several may name one structure.
+    /// Segment of the label file (number or name) to structure key; several may name one structure. Segments that are not
+    /// listed are recognised by their name or code.
     #[serde(default)]
     pub map: BTreeMap<String, String>,
     /// Where the first voxel of a cropped label grid lies in the image: column, row, slice.
@@ -152,11 +153,11 @@ impl Manifest {
                 e.name = folder.unwrap_or_else(|| format!("volume {}", i + 1));
             }
             match (&e.images, &e.labels, e.phantom) {
-                (Some(_), Some(_), None) if !e.map.is_empty() => {}
+                (Some(_), Some(_), None) => {}
                 (None, None, Some(_)) if e.map.is_empty() && e.offset.is_none() => {}
                 _ => {
                     return Err(format(format!(
-                        "volume {}: needs either `images`, `labels` and `map`, or `phantom` alone",
+                        "volume {}: needs either `images` and `labels`, or `phantom` alone",
                         e.name
                     )));
                 }
@@ -171,14 +172,23 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Every structure key that the volumes' maps name, in first use; phantoms name none.
+    /// Every structure key that the volumes' maps name or their label files' segments are recognised as, in the order of
+    /// [`STRUCTURE_KEYS`] after those of the maps; phantoms name none. A label file that cannot be read names none here:
+    /// loading it says why.
     pub fn mapped(&self) -> Vec<String> {
         let mut keys: Vec<String> = Vec::new();
-        for key in self.volume.iter().flat_map(|e| e.map.values()) {
-            if !keys.contains(key) {
-                keys.push(key.clone());
+        let mut add = |key: &str| {
+            if !keys.iter().any(|k| k == key) {
+                keys.push(key.to_string());
             }
+        };
+        self.volume.iter().flat_map(|e| e.map.values()).for_each(|k| add(k));
+        let mut named = Vec::new();
+        for e in self.volume.iter().filter(|e| e.map.is_empty()) {
+            let Some(Ok(image)) = e.labels.as_deref().map(LabelImage::load) else { continue };
+            named.extend(image.segments.iter().filter_map(|s| Some(s.structure()?.key)));
         }
+        STRUCTURE_KEYS.iter().filter(|k| named.contains(*k)).for_each(|k| add(k));
         keys
     }
 }

@@ -11,12 +11,13 @@ mod sr;
 mod text_sr;
 pub mod uid;
 
+pub(crate) use file::write_bytes;
 pub use file::{WriteError, write_atomically};
 pub use input::{
     GradeLine, Identity, RefusalText, ResultInput, SegmentReport, SegmentSpec, SourceAttribute, SourceSeries,
     SourceSlice,
 };
 pub use sc::secondary_capture;
-pub use seg::segmentation;
+pub use seg::{annotation, segmentation};
 pub use sr::comprehensive_sr;
 pub use text_sr::{refusal_text, result_text};

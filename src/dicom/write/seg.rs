@@ -47,7 +47,6 @@ pub(super) fn listed<'a>(input: &ResultInput<'a>) -> Vec<&'a SegmentSpec> {
 /// frames is one that readers refuse: the reports say so instead. Segments without voxels are left out and the others
 /// numbered anew from 1. Weasis refuses objects of more than 400 frames (segments times slices).
 pub fn segmentation(input: &ResultInput<'_>) -> Option<(String, InMemDicomObject)> {
-    let [columns, rows, _] = input.source.geometry.dims;
     let listed = listed(input);
     let planes: Vec<Plane<'_>> = listed
         .iter()
@@ -56,19 +55,66 @@ pub fn segmentation(input: &ResultInput<'_>) -> Option<(String, InMemDicomObject
     if planes.is_empty() {
         return None;
     }
-    let sop = sop_instance_uid(input);
     let review = if input.needs_review { " - needs review" } else { "" };
+    let made = Made {
+        algorithm: "AUTOMATIC",
+        series: &format!("Scanside segmentation{review}"),
+        content: &format!("Automatic segmentation{review}"),
+        creator: "Scanside^Device",
+    };
+    Some(object(input, &listed, &planes, &made))
+}
+
+/// A segmentation for a person to draw in: every segment has a frame on each of `slices`, empty where the label map is, so
+/// that viewers list the segments. None where no slice has a source.
+pub fn annotation(input: &ResultInput<'_>, slices: &[usize]) -> Option<(String, InMemDicomObject)> {
+    let listed: Vec<&SegmentSpec> = input.segments.iter().collect();
+    let sourced: Vec<(usize, &SourceSlice)> =
+        slices.iter().filter_map(|&z| Some((z, input.source.slices.get(z)?.as_ref()?))).collect();
+    let planes: Vec<Plane<'_>> = listed
+        .iter()
+        .flat_map(|&segment| sourced.iter().map(move |&(slice, source)| Plane { segment, slice, source }))
+        .collect();
+    if planes.is_empty() {
+        return None;
+    }
+    let filled = planes.iter().any(|p| has(input.labels, p.segment.number, p.slice));
+    let made = Made {
+        algorithm: if filled { "SEMIAUTOMATIC" } else { "MANUAL" },
+        series: "Scanside annotation",
+        content: if filled { "Prediction to correct" } else { "To be drawn" },
+        creator: "Scanside^Annotation",
+    };
+    Some(object(input, &listed, &planes, &made))
+}
+
+/// How a segmentation came to be, in DICOM's words.
+struct Made<'a> {
+    algorithm: &'a str,
+    series: &'a str,
+    content: &'a str,
+    creator: &'a str,
+}
+
+fn object(
+    input: &ResultInput<'_>,
+    listed: &[&SegmentSpec],
+    planes: &[Plane<'_>],
+    made: &Made<'_>,
+) -> (String, InMemDicomObject) {
+    let [columns, rows, _] = input.source.geometry.dims;
+    let sop = sop_instance_uid(input);
     let head = Head {
         sop_class: SEGMENTATION,
         sop_instance: &sop,
         modality: "SEG",
         series_uid: &uid::derive("seg-series", &[&input.source.series_uid, &input.key]),
         series_number: input.series_number,
-        description: &format!("Scanside segmentation{review}"),
+        description: made.series,
         created_ms: input.created_ms,
     };
     let organization = uid::derive("dimensions", &[&input.source.series_uid, &input.key]);
-    let frames: Vec<Set> = planes.iter().map(|p| frame(input, p, &listed)).collect();
+    let frames: Vec<Set> = planes.iter().map(|p| frame(input, p, listed)).collect();
     let set = common(input.source, input.identity, &head);
     let set = if input.source.frame_of_reference_uid.is_empty() {
         // Mandatory for a segmentation; made up, it relates to nothing else, which is what a source without one means.
@@ -90,10 +136,13 @@ pub fn segmentation(input: &ResultInput<'_>) -> Option<(String, InMemDicomObject
         .text(tags::LOSSY_IMAGE_COMPRESSION, VR::CS, "00")
         .text(tags::SEGMENTATION_TYPE, VR::CS, "BINARY")
         .text(tags::CONTENT_LABEL, VR::CS, "SCANSIDE")
-        .text(tags::CONTENT_DESCRIPTION, VR::LO, &clip(&format!("Automatic segmentation{review}"), 64))
-        .text(tags::CONTENT_CREATOR_NAME, VR::PN, "Scanside^Device")
+        .text(tags::CONTENT_DESCRIPTION, VR::LO, &clip(made.content, 64))
+        .text(tags::CONTENT_CREATOR_NAME, VR::PN, made.creator)
         .text(tags::NUMBER_OF_FRAMES, VR::IS, &planes.len().to_string())
-        .seq(tags::SEGMENT_SEQUENCE, listed.iter().enumerate().map(|(i, s)| segment_item(input, s, i + 1)).collect())
+        .seq(
+            tags::SEGMENT_SEQUENCE,
+            listed.iter().enumerate().map(|(i, s)| segment_item(input, s, i + 1, made)).collect(),
+        )
         .seq(
             tags::DIMENSION_ORGANIZATION_SEQUENCE,
             vec![Set::new().text(tags::DIMENSION_ORGANIZATION_UID, VR::UI, &organization)],
@@ -116,8 +165,8 @@ pub fn segmentation(input: &ResultInput<'_>) -> Option<(String, InMemDicomObject
         .seq(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, vec![shared(input)])
         .seq(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, frames)
         .seq(tags::REFERENCED_SERIES_SEQUENCE, vec![referenced_series(input)])
-        .bytes(tags::PIXEL_DATA, VR::OB, pack(input.labels, &planes));
-    Some((sop, set.0))
+        .bytes(tags::PIXEL_DATA, VR::OB, pack(input.labels, planes));
+    (sop, set.0)
 }
 
 /// Whether a slice shows a segment. Number 0 is background: a structure that was expected and not found.
@@ -144,7 +193,7 @@ fn pack(labels: &LabelMap, planes: &[Plane<'_>]) -> Vec<u8> {
     bytes
 }
 
-fn segment_item(input: &ResultInput<'_>, s: &SegmentSpec, number: usize) -> Set {
+fn segment_item(input: &ResultInput<'_>, s: &SegmentSpec, number: usize, made: &Made<'_>) -> Set {
     let mut kind = code_item(&s.structure.code);
     if let Some(side) = s.side {
         kind = kind.code(tags::SEGMENTED_PROPERTY_TYPE_MODIFIER_CODE_SEQUENCE, &side.code());
@@ -153,27 +202,30 @@ fn segment_item(input: &ResultInput<'_>, s: &SegmentSpec, number: usize) -> Set 
     if let Some(side) = s.side {
         region = region.code(tags::ANATOMIC_REGION_MODIFIER_SEQUENCE, &side.code());
     }
-    Set::new()
+    let set = Set::new()
         .us(tags::SEGMENT_NUMBER, &[number as u16])
         .text(tags::SEGMENT_LABEL, VR::LO, &clip(&s.label(), 64))
         .seq(tags::SEGMENTED_PROPERTY_CATEGORY_CODE_SEQUENCE, vec![code_item(&body_structure())])
         .seq(tags::SEGMENTED_PROPERTY_TYPE_CODE_SEQUENCE, vec![kind])
         .seq(tags::ANATOMIC_REGION_SEQUENCE, vec![region])
-        .text(tags::SEGMENT_ALGORITHM_TYPE, VR::CS, "AUTOMATIC")
-        .text(tags::SEGMENT_ALGORITHM_NAME, VR::LO, "Scanside")
-        .seq(
-            tags::SEGMENTATION_ALGORITHM_IDENTIFICATION_SEQUENCE,
-            vec![
-                Set::new()
-                    .code(tags::ALGORITHM_FAMILY_CODE_SEQUENCE, &Code::dcm("123110", "Artificial Intelligence"))
-                    .text(tags::ALGORITHM_VERSION, VR::LO, &clip(&input.identity.software, 64))
-                    .text(tags::ALGORITHM_PARAMETERS, VR::LT, &clip(&input.identity.line(), 1024))
-                    .text(tags::ALGORITHM_NAME, VR::LO, "Scanside"),
-            ],
-        )
+        .text(tags::SEGMENT_ALGORITHM_TYPE, VR::CS, made.algorithm)
         .text(tags::TRACKING_ID, VR::UT, &s.tracking_id())
         .text(tags::TRACKING_UID, VR::UI, &tracking_uid(input, s))
-        .us(tags::RECOMMENDED_DISPLAY_CIE_LAB_VALUE, &cielab(s.structure.rgb))
+        .us(tags::RECOMMENDED_DISPLAY_CIE_LAB_VALUE, &cielab(s.structure.rgb));
+    // What a person draws has no algorithm.
+    if made.algorithm == "MANUAL" {
+        return set;
+    }
+    set.text(tags::SEGMENT_ALGORITHM_NAME, VR::LO, "Scanside").seq(
+        tags::SEGMENTATION_ALGORITHM_IDENTIFICATION_SEQUENCE,
+        vec![
+            Set::new()
+                .code(tags::ALGORITHM_FAMILY_CODE_SEQUENCE, &Code::dcm("123110", "Artificial Intelligence"))
+                .text(tags::ALGORITHM_VERSION, VR::LO, &clip(&input.identity.software, 64))
+                .text(tags::ALGORITHM_PARAMETERS, VR::LT, &clip(&input.identity.line(), 1024))
+                .text(tags::ALGORITHM_NAME, VR::LO, "Scanside"),
+        ],
+    )
 }
 
 fn shared(input: &ResultInput<'_>) -> Set {

@@ -2,15 +2,21 @@
 //!
 //! Every reader is bounded: sizes are checked before memory is taken, and a contradiction is an error with its cause.
 
+mod names;
 mod nifti;
 mod nrrd;
 mod seg;
+mod write;
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::image::{Geometry, LabelMap};
+use crate::terms::{Code, Side};
+
+pub use names::{Named, part_of, recognise};
+pub use write::{NamedLabel, write_seg_nrrd};
 
 /// Most bytes of a label file, packed or unpacked.
 const MAX_BYTES: u64 = 1 << 30;
@@ -65,6 +71,10 @@ pub struct Segment {
     pub id: u32,
     /// Name, where the file gives one.
     pub name: String,
+    /// Coded property type, where the file gives one.
+    pub code: Option<Code>,
+    /// Coded side, where the file gives one.
+    pub side: Option<Side>,
     /// Layer that it lies in.
     layer: usize,
     /// Its value in that layer.
@@ -80,6 +90,11 @@ pub struct LabelImage {
     pub geometry: Option<Geometry>,
     /// The segments, by id.
     pub segments: Vec<Segment>,
+    /// Place of each slice along the normal, millimetres from the first; empty where the slices are evenly spaced. Slices
+    /// that nobody painted have no frame in a DICOM SEG, so its frames need not be.
+    levels: Vec<f64>,
+    /// Sentences about how the file was read.
+    pub remarks: Vec<String>,
     /// Values, one vector per layer; index `(z * rows + y) * columns + x`.
     layers: Vec<Vec<u16>>,
 }
@@ -118,9 +133,9 @@ impl LabelImage {
         }
         let segments = (1..1usize << 16)
             .filter(|&v| seen[v])
-            .map(|v| Segment { id: v as u32, name: String::new(), layer: 0, value: v as u16 })
+            .map(|v| Segment { id: v as u32, name: String::new(), code: None, side: None, layer: 0, value: v as u16 })
             .collect();
-        LabelImage { dims, geometry, segments, layers: vec![values] }
+        LabelImage { dims, geometry, segments, levels: Vec::new(), remarks: Vec::new(), layers: vec![values] }
     }
 
     /// Finds a segment by number or by name (case does not matter).
@@ -177,23 +192,70 @@ impl LabelImage {
         Ok(out)
     }
 
+    /// Every segment by itself on the image's grid, in the order of [`LabelImage::segments`]; placed as by
+    /// [`LabelImage::onto`].
+    ///
+    /// # Errors
+    /// [`LabelError::Grid`].
+    pub fn masks(&self, image: &Geometry, offset: Option<[i64; 3]>, path: &Path) -> Result<Vec<Vec<bool>>, LabelError> {
+        let place = self.place(image, offset).map_err(|problem| LabelError::Grid { path: path.into(), problem })?;
+        let [nx, ny, _] = image.dims;
+        let mut masks = vec![vec![false; image.voxels()]; self.segments.len()];
+        for out in 0..image.voxels() {
+            let Some(i) = place.index([out % nx, out / nx % ny, out / (nx * ny)], self.dims) else { continue };
+            for (mask, s) in masks.iter_mut().zip(&self.segments) {
+                mask[out] = self.layers[s.layer][i] == s.value;
+            }
+        }
+        Ok(masks)
+    }
+
+    /// A grid that holds these labels and reaches along the slices as far as `other`'s: two segmentations of one series,
+    /// each with frames only where it has voxels, are compared on it. None without a geometry.
+    pub fn common_grid(&self, other: &LabelImage) -> Option<Geometry> {
+        let mut grid = self.geometry.clone()?;
+        let theirs = other.geometry.as_ref()?;
+        let step = grid.spacing[2].min(theirs.spacing[2]);
+        grid.spacing[2] = step;
+        let along = |g: &Geometry, levels: &[f64], n: usize| -> (f64, f64) {
+            let first = grid.to_index(g.origin)[2];
+            let reach = levels.last().copied().unwrap_or((n.max(1) - 1) as f64 * g.spacing[2]) / step;
+            let sign: f64 = (0..3).map(|k| g.axes[2][k] * grid.axes[2][k]).sum();
+            (first.min(first + sign * reach), first.max(first + sign * reach))
+        };
+        let (a, b) =
+            (along(self.geometry.as_ref()?, &self.levels, self.dims[2]), along(theirs, &other.levels, other.dims[2]));
+        let (low, high) = (a.0.min(b.0).round(), a.1.max(b.1).round());
+        let count = high - low + 1.0;
+        let plane = grid.plane().max(1);
+        if !(count >= 1.0 && count <= (MAX_VOXELS / plane) as f64) {
+            return None;
+        }
+        grid.origin = grid.to_patient([0.0, 0.0, low]);
+        grid.dims[2] = count as usize;
+        Some(grid)
+    }
+
     /// How image voxels map to the label's voxels.
     fn place(&self, image: &Geometry, offset: Option<[i64; 3]>) -> Result<Place, String> {
+        let straight = |start| Place { axis: [0, 1, 2], sign: [1; 3], start, slices: None };
         if let Some(o) = offset {
-            return Ok(Place { axis: [0, 1, 2], sign: [1; 3], start: o.map(|v| -v) });
+            return Ok(straight(o.map(|v| -v)));
         }
         let Some(own) = &self.geometry else {
             if self.dims == image.dims {
-                return Ok(Place { axis: [0, 1, 2], sign: [1; 3], start: [0; 3] });
+                return Ok(straight([0; 3]));
             }
             return Err(format!(
                 "the file does not say where it lies and its size {:?} is not the image's {:?}; give `offset` in the manifest",
                 self.dims, image.dims
             ));
         };
+        let mut own = own.clone();
+        let slices = if self.levels.is_empty() { None } else { Some(self.slices(image, &mut own)?) };
         // Index of the label's grid for the image's first voxel and for one step along each of its axes.
         let first = own.to_index(image.to_patient([0.0; 3]));
-        let mut place = Place { axis: [0; 3], sign: [1; 3], start: [0; 3] };
+        let mut place = Place { slices, ..straight([0; 3]) };
         for a in 0..3 {
             let mut one = [0.0; 3];
             one[a] = 1.0;
@@ -213,7 +275,7 @@ impl LabelImage {
             place.axis[a] = along;
             place.sign[a] = if step[along] < 0.0 { -1 } else { 1 };
         }
-        for k in 0..3 {
+        for k in (0..3).filter(|k| *k < 2 || place.slices.is_none()) {
             let near = first[k].round();
             if (first[k] - near).abs() > TOLERANCE || !near.is_finite() || near.abs() > 1e9 {
                 return Err(format!(
@@ -235,11 +297,45 @@ impl LabelImage {
         Ok(place)
     }
 
+    /// For labels whose slices have places of their own: the image's axis along the normal, and the label slice of each
+    /// image slice. `own` gets the image's slice spacing, so that the other two axes can be compared.
+    fn slices(&self, image: &Geometry, own: &mut Geometry) -> Result<(usize, Vec<Option<usize>>), String> {
+        let cosine = |a: usize| (0..3).map(|k| image.axes[a][k] * own.axes[2][k]).sum::<f64>().abs();
+        let axis = (0..3).max_by(|&a, &b| cosine(a).total_cmp(&cosine(b))).unwrap_or(2);
+        let step = image.spacing[axis];
+        own.spacing[2] = step;
+        let places: Vec<f64> = (0..image.dims[axis])
+            .map(|z| {
+                let mut index = [0.0; 3];
+                index[axis] = z as f64;
+                own.to_index(image.to_patient(index))[2] * step
+            })
+            .collect();
+        let mut table = vec![None; places.len()];
+        let (low, high) = places.iter().fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), p| (l.min(*p), h.max(*p)));
+        for (i, level) in self.levels.iter().enumerate() {
+            match places.iter().position(|p| (p - level).abs() <= TOLERANCE * step) {
+                Some(z) => table[z] = Some(i),
+                None if *level > low && *level < high => {
+                    let near = places.iter().map(|p| (p - level).abs()).fold(f64::INFINITY, f64::min);
+                    return Err(format!(
+                        "a frame lies {near:.2} mm beside the nearest slice of the image; export the labels on the image's grid"
+                    ));
+                }
+                None => {}
+            }
+        }
+        Ok((axis, table))
+    }
+
     fn overlaps(&self, image: &Geometry, place: &Place) -> bool {
-        (0..3).all(|a| {
-            let k = place.axis[a];
-            let (p, q) = (place.start[k], place.start[k] + place.sign[a] * (image.dims[a] as i64 - 1));
-            p.min(q) < self.dims[k] as i64 && p.max(q) >= 0
+        (0..3).all(|a| match &place.slices {
+            Some((axis, table)) if *axis == a => table.iter().any(Option::is_some),
+            _ => {
+                let k = place.axis[a];
+                let (p, q) = (place.start[k], place.start[k] + place.sign[a] * (image.dims[a] as i64 - 1));
+                p.min(q) < self.dims[k] as i64 && p.max(q) >= 0
+            }
         })
     }
 }
@@ -249,6 +345,8 @@ struct Place {
     axis: [usize; 3],
     sign: [i64; 3],
     start: [i64; 3],
+    /// Where the slices have places of their own: the image's axis along them, and the label slice of each image slice.
+    slices: Option<(usize, Vec<Option<usize>>)>,
 }
 
 impl Place {
@@ -256,6 +354,9 @@ impl Place {
         let mut at = self.start;
         for a in 0..3 {
             at[self.axis[a]] += self.sign[a] * image[a] as i64;
+        }
+        if let Some((axis, table)) = &self.slices {
+            at[2] = table[image[*axis]]? as i64;
         }
         let inside = (0..3).all(|k| at[k] >= 0 && at[k] < dims[k] as i64);
         inside.then(|| (at[2] as usize * dims[1] + at[1] as usize) * dims[0] + at[0] as usize)

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::{Kind, LabelImage, MAX_BYTES, Segment, decode, geometry_of, inflate, voxels};
 use crate::image::Geometry;
+use crate::terms::{Code, Side};
 
 /// Longest header that is read.
 const MAX_HEADER: usize = 4 << 20;
@@ -50,7 +51,8 @@ pub(super) fn read(bytes: &[u8]) -> Result<LabelImage, String> {
         return Ok(LabelImage::of_values(dims, geometry, values));
     }
     let layers: Vec<Vec<u16>> = (0..layers).map(|l| values.iter().skip(l).step_by(layers).copied().collect()).collect();
-    Ok(LabelImage { dims, geometry, segments: segments(&header, layers.len())?, layers })
+    let segments = segments(&header, layers.len())?;
+    Ok(LabelImage { dims, geometry, segments, levels: Vec::new(), remarks: Vec::new(), layers })
 }
 
 /// Segments of a seg.nrrd: `SegmentN_Layer` and `SegmentN_LabelValue`; older files have one layer per segment.
@@ -68,9 +70,21 @@ fn segments(header: &Header, layers: usize) -> Result<Vec<Segment>, String> {
         }
         let value = number(i, "LabelValue")?.unwrap_or(1);
         let name = get(i, "Name").map(|n| n.trim().to_string()).unwrap_or_default();
-        found.push(Segment { id: i as u32 + 1, name, layer, value });
+        let (code, side) = get(i, "Tags").map_or((None, None), |t| terminology(t));
+        found.push(Segment { id: i as u32 + 1, name, code, side, layer, value });
     }
     Ok(found)
+}
+
+/// Type and side of Slicer's tag `TerminologyEntry:context~category~type~modifier~...|`, each as `scheme^value^meaning`.
+fn terminology(tags: &str) -> (Option<Code>, Option<Side>) {
+    let entry = tags.split('|').find_map(|t| t.strip_prefix("TerminologyEntry:")).unwrap_or_default();
+    let code = |i: usize| {
+        let mut parts = entry.split('~').nth(i)?.splitn(3, '^');
+        let (scheme, value, meaning) = (parts.next()?, parts.next()?, parts.next()?);
+        (!value.is_empty()).then(|| Code::new(value, scheme, meaning))
+    };
+    (code(2), code(3).and_then(|c| super::names::side_of(&c)))
 }
 
 fn geometry(header: &Header, dims: [usize; 3], layered: bool) -> Result<Option<Geometry>, String> {
