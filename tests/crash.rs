@@ -16,9 +16,8 @@ use std::time::{Duration, Instant};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use scanside::clock::Clock;
-use scanside::dicom::net::archive::Folder;
-use scanside::dicom::net::negotiate::{Acceptor, Callers, Classes};
-use scanside::dicom::net::scp::{Scp, ScpOptions};
+use scanside::dicom::net::archive::{Folder, open_to_all};
+use scanside::dicom::net::scp::Scp;
 use scanside::dicom::net::scu::{ScuOptions, Sent, Target, send};
 use scanside::image::phantom::{Phantom, PhantomOptions};
 use scanside::pipeline::write_dicom_series;
@@ -73,18 +72,7 @@ fn nothing_acknowledged_is_lost_and_nothing_is_made_twice() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let folder = Arc::new(Folder::new(&dir.path().join("archive")).unwrap());
-    let options = ScpOptions {
-        acceptor: Acceptor {
-            ae_title: "PACS".into(),
-            callers: Callers::Anybody,
-            classes: Classes::AnyStorage,
-            max_pdu: 256 * 1024,
-        },
-        max_associations: 8,
-        idle: Duration::from_secs(60),
-        max_object: 1 << 28,
-        first_association: 1,
-    };
+    let options = open_to_all("PACS");
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
     let archive = runtime.block_on(Scp::bind(loopback, options, folder.clone())).unwrap();
     let address = archive.local_addr().to_string();

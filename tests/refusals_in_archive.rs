@@ -9,14 +9,12 @@ mod serve;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use dicom_core::value::PrimitiveValue;
 use dicom_core::{DataElement, Tag, VR};
 use dicom_object::{DefaultDicomObject, InMemDicomObject, open_file};
-use scanside::dicom::net::archive::{Folder, Taken};
-use scanside::dicom::net::negotiate::{Acceptor, Callers, Classes};
-use scanside::dicom::net::scp::{Scp, ScpOptions};
+use scanside::dicom::net::archive::{Folder, Taken, open_to_all};
+use scanside::dicom::net::scp::Scp;
 use scanside::dicom::net::scu::{ScuOptions, Sent, Target, send};
 use scanside::image::phantom::{Phantom, PhantomOptions};
 use scanside::pipeline::write_dicom_series;
@@ -67,18 +65,7 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let folder = Arc::new(Folder::new(&dir.path().join("archive")).unwrap());
-        let options = ScpOptions {
-            acceptor: Acceptor {
-                ae_title: "PACS".into(),
-                callers: Callers::Anybody,
-                classes: Classes::AnyStorage,
-                max_pdu: 256 * 1024,
-            },
-            max_associations: 4,
-            idle: Duration::from_secs(60),
-            max_object: 1 << 30,
-            first_association: 1,
-        };
+        let options = open_to_all("PACS");
         let archive =
             runtime.block_on(Scp::bind(SocketAddr::from(([127, 0, 0, 1], 0)), options, folder.clone())).unwrap();
         let served = serve::Served::start(dir.path(), "PACS", &archive.local_addr().to_string());

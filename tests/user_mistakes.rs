@@ -12,9 +12,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use scanside::dicom::net::archive::Folder;
-use scanside::dicom::net::negotiate::{Acceptor, Callers, Classes};
-use scanside::dicom::net::scp::{Scp, ScpOptions};
+use scanside::dicom::net::archive::{Folder, open_to_all};
+use scanside::dicom::net::scp::Scp;
 use scanside::image::phantom::{Phantom, PhantomOptions};
 use scanside::pipeline::write_dicom_series;
 
@@ -155,18 +154,7 @@ fn the_archive_is_down_and_comes_back() {
     }
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let folder = Arc::new(Folder::new(&dir.path().join("archive")).unwrap());
-    let options = ScpOptions {
-        acceptor: Acceptor {
-            ae_title: "PACS".into(),
-            callers: Callers::Anybody,
-            classes: Classes::AnyStorage,
-            max_pdu: 256 * 1024,
-        },
-        max_associations: 4,
-        idle: Duration::from_secs(30),
-        max_object: 1 << 28,
-        first_association: 1,
-    };
+    let options = open_to_all("PACS");
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let _archive = runtime.block_on(Scp::bind(address, options, folder.clone())).unwrap();
     let job = served.wait_for(&series.series_uid);

@@ -13,9 +13,8 @@ use crate::clock::Clock;
 use crate::config::{Archive, Config, Modality};
 use crate::daemon::status::Status;
 use crate::daemon::{Daemon, Model};
-use crate::dicom::net::archive::{Folder, Taken};
-use crate::dicom::net::negotiate::{Acceptor, Callers, Classes};
-use crate::dicom::net::scp::{Scp, ScpOptions};
+use crate::dicom::net::archive::{Folder, Taken, open_to_all};
+use crate::dicom::net::scp::Scp;
 use crate::dicom::net::scu::{ScuOptions, Sent, Target, send};
 use crate::image::phantom::{Phantom, PhantomOptions};
 use crate::model::weights;
@@ -73,7 +72,7 @@ async fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let received = args.out.join("archive");
     let folder = Arc::new(Folder::new(&received)?);
     let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-    let archive = Scp::bind(loopback, archive_options(), folder.clone()).await?;
+    let archive = Scp::bind(loopback, open_to_all("DEMO_PACS"), folder.clone()).await?;
     let mut config = Config::default();
     config.station.listen = loopback;
     config.storage.state_dir = args.out.join("state");
@@ -163,21 +162,6 @@ fn files_in(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
         bail!("no files in {}", dir.display());
     }
     Ok(files)
-}
-
-fn archive_options() -> ScpOptions {
-    ScpOptions {
-        acceptor: Acceptor {
-            ae_title: "DEMO_PACS".into(),
-            callers: Callers::Anybody,
-            classes: Classes::AnyStorage,
-            max_pdu: 256 * 1024,
-        },
-        max_associations: 4,
-        idle: Duration::from_secs(60),
-        max_object: 1 << 30,
-        first_association: 1,
-    }
 }
 
 /// Waits until the newest job has ended and its objects were delivered, telling what changes.

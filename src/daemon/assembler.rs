@@ -83,7 +83,7 @@ fn look(shared: &Shared, memory: &mut Memory) -> Result<i64, StoreError> {
             continue;
         }
         let rows = shared.store.with_conn(|c| instances::of_series(c, &series.series_uid))?;
-        match ready(shared, memory, &series.calling_ae, &rows, now) {
+        match ready(shared, memory, &series.calling_ae, &rows, series.fresh_ms, now) {
             Decision::Complete(reason) => {
                 let ids: Vec<i64> = rows.iter().map(|r| r.id).collect();
                 let last = rows.iter().map(|r| r.received_ms).max().unwrap_or(now);
@@ -115,7 +115,15 @@ fn look(shared: &Shared, memory: &mut Memory) -> Result<i64, StoreError> {
     Ok(next)
 }
 
-fn ready(shared: &Shared, memory: &mut Memory, calling_ae: &str, rows: &[Instance], now: i64) -> Decision {
+/// Decides on a series from its objects; `fresh_ms` is the arrival of the first that no job has.
+fn ready(
+    shared: &Shared,
+    memory: &mut Memory,
+    calling_ae: &str,
+    rows: &[Instance],
+    fresh_ms: i64,
+    now: i64,
+) -> Decision {
     if memory.headers.len() > MAX_CACHED {
         memory.headers.clear();
     }
@@ -128,19 +136,13 @@ fn ready(shared: &Shared, memory: &mut Memory, calling_ae: &str, rows: &[Instanc
     let associations: HashSet<i64> = rows.iter().map(|r| r.association_id).collect();
     let open = associations.iter().filter(|a| !memory.released.contains(a)).count();
     let arrivals = Arrivals {
-        first_ms: rows.iter().map(|r| r.received_ms).min().unwrap_or(now),
+        // Of this generation: a late slice must not find its waiting time over because its series began long ago.
+        first_ms: fresh_ms,
         last_ms: rows.iter().map(|r| r.received_ms).max().unwrap_or(now),
         associations: associations.len(),
         open,
     };
     let own = shared.config.modality.iter().find(|m| m.ae_title == calling_ae).and_then(|m| m.quiet_seconds);
-    let mut timing = Timing::of(&shared.config.series, own);
-    // A late slice reopens a series whose first image is long past: the hard limit counts from the newest then.
-    if now.saturating_sub(arrivals.first_ms) >= timing.max_wait_ms {
-        timing.max_wait_ms = now.saturating_sub(arrivals.first_ms) + timing.quiet_ms;
-        if now.saturating_sub(arrivals.last_ms) >= timing.quiet_ms {
-            timing.max_wait_ms = 0;
-        }
-    }
+    let timing = Timing::of(&shared.config.series, own);
     decide(&headers, &arrivals, &timing, now)
 }

@@ -11,6 +11,7 @@ use dicom_dictionary_std::{tags, uids};
 use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
 use sha2::{Digest, Sha256};
 
+use crate::dicom::write::uid::from_sha256;
 use crate::image::phantom::{Phantom, PhantomLegs, PhantomOptions};
 use crate::terms::Side;
 
@@ -46,14 +47,9 @@ pub struct PhantomSeries {
     pub files: Vec<PathBuf>,
 }
 
-/// A UID under `2.25` from a name: the first 128 bits of its SHA-256, marked as a custom UUID (RFC 9562, version 8).
+/// A UID from a name.
 fn uid(name: &str) -> String {
-    let digest = Sha256::digest(name.as_bytes());
-    let mut b = [0u8; 16];
-    b.copy_from_slice(&digest[..16]);
-    b[6] = b[6] & 0x0f | 0x80;
-    b[8] = b[8] & 0x3f | 0x80;
-    format!("2.25.{}", u128::from_be_bytes(b))
+    from_sha256(Sha256::digest(name.as_bytes()).into())
 }
 
 /// Writes the phantom as one Explicit VR Little Endian file per slice into `dir` (made if missing), named `001.dcm`

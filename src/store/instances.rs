@@ -167,6 +167,8 @@ pub struct SeriesSummary {
     pub instances: i64,
     /// Objects that no job has taken up.
     pub pending: i64,
+    /// Arrival of the first object that no job has taken up, Unix milliseconds; of the first of all where there is none.
+    pub fresh_ms: i64,
     /// Objects flagged as conflicting.
     pub conflicts: i64,
     /// Arrival of the first and of the newest object, Unix milliseconds.
@@ -186,6 +188,8 @@ pub fn series(conn: &Connection, only_pending: bool) -> rusqlite::Result<Vec<Ser
     let sql = format!(
         "SELECT series_uid, study_uid, calling_ae, association_id, count(*) AS instances,
          sum(NOT EXISTS (SELECT 1 FROM job_instance j WHERE j.instance_id = i.id)) AS pending,
+         coalesce((SELECT min(f.received_ms) FROM instances f WHERE f.series_uid = i.series_uid AND NOT EXISTS
+            (SELECT 1 FROM job_instance j WHERE j.instance_id = f.id)), min(received_ms)) AS fresh_ms,
          sum(flags & {CONFLICT} != 0) AS conflicts, min(received_ms) AS first_ms, max(received_ms) AS last_ms
          FROM instances i GROUP BY series_uid {} ORDER BY last_ms DESC",
         if only_pending { "HAVING pending > 0" } else { "" }
@@ -198,6 +202,7 @@ pub fn series(conn: &Connection, only_pending: bool) -> rusqlite::Result<Vec<Ser
                 calling_ae: r.get("calling_ae")?,
                 instances: r.get("instances")?,
                 pending: r.get("pending")?,
+                fresh_ms: r.get("fresh_ms")?,
                 conflicts: r.get("conflicts")?,
                 first_ms: r.get("first_ms")?,
                 last_ms: r.get("last_ms")?,

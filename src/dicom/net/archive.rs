@@ -4,10 +4,28 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use super::negotiate::{Acceptor, Callers, Classes};
 use super::part10;
-use super::scp::{Incoming, Parents, Sink, StoreRequest};
+use super::scp::{Incoming, Parents, ScpOptions, Sink, StoreRequest};
 use super::status::{OUT_OF_RESOURCES, Refusal};
+
+/// An archive that takes everything from anybody: for loopback only.
+pub fn open_to_all(ae_title: &str) -> ScpOptions {
+    ScpOptions {
+        acceptor: Acceptor {
+            ae_title: ae_title.into(),
+            callers: Callers::Anybody,
+            classes: Classes::AnyStorage,
+            max_pdu: 256 * 1024,
+        },
+        max_associations: 8,
+        idle: Duration::from_secs(60),
+        max_object: 1 << 30,
+        first_association: 1,
+    }
+}
 
 /// An object that the archive took.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,10 +10,14 @@ pub fn derive(role: &str, inputs: &[&str]) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     }
-    let digest = hash.finalize();
+    from_sha256(hash.finalize().into())
+}
+
+/// The UID of the first 128 bits of a SHA-256, marked as a custom UUID (RFC 9562, version 8), as PS3.5 asks of numbers
+/// under 2.25.
+pub fn from_sha256(digest: [u8; 32]) -> String {
     let mut bytes = [0u8; 16];
     bytes.copy_from_slice(&digest[..16]);
-    // Marked as a name-based UUID (RFC 9562, version 8), as PS3.5 asks of numbers under 2.25.
     bytes[6] = (bytes[6] & 0x0f) | 0x80;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
     format!("2.25.{}", u128::from_be_bytes(bytes))
