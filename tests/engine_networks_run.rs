@@ -22,7 +22,8 @@ fn adapter(base: &BaseWeights) -> Adapter {
             format: FORMAT,
             name: "random".into(),
             version: 1,
-            network_version: 1,
+            network_version: scanside::model::network::NETWORK_VERSION,
+            prompting: scanside::pipeline::Prompting::default(),
             base_sha256: base.sha256().into(),
             // Everything counts as present, so that the decoder runs.
             presence: task.structures.iter().map(|s| Presence { key: s.key.clone(), threshold: 0.0 }).collect(),

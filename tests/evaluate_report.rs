@@ -116,6 +116,7 @@ fn evaluate(cases: &[Case], prompts: &[Prompt]) -> Evaluated {
         adapter_sha256: "00".into(),
         shapes: Vec::new(),
         presence: Vec::new(),
+        prompting: scanside::pipeline::Prompting { cam: true, whole: false, refine: false, gate: true },
     };
     let (task, options) = (task(), SegmentOptions::default());
     let evaluation = Evaluation {

@@ -1,7 +1,7 @@
 //! Holds an adapter against the network that it is meant for.
 
 use super::{Adapter, AdapterError, FORMAT};
-use crate::model::network::{Shapes, check_adapter_shapes, check_image_size};
+use crate::model::network::{NETWORK_VERSION, Shapes, check_adapter_shapes, check_image_size};
 
 /// Most structures of a task: labels are bytes and both legs share them.
 const MAX_STRUCTURES: usize = 120;
@@ -35,6 +35,12 @@ impl Adapter {
         let problem = |problem: String| Err(AdapterError::Meta { name: m.name.clone(), problem });
         if m.format != FORMAT {
             return problem(format!("is of format {}, this program reads {FORMAT}: update the program", m.format));
+        }
+        if m.network_version != NETWORK_VERSION {
+            return problem(format!(
+                "was trained with version {} of the network, this program runs {NETWORK_VERSION}: train it again",
+                m.network_version
+            ));
         }
         let k = m.task.structures.len();
         if k == 0 || k > MAX_STRUCTURES {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::CropRule;
+use crate::pipeline::{CropRule, Prompting};
 use crate::segex::ShapeStatistics;
 use crate::terms::Task;
 
@@ -26,6 +26,8 @@ pub struct AdapterMeta {
     pub input_size: usize,
     /// How the input square is laid over a leg.
     pub crop: CropRule,
+    /// How the decoder is asked.
+    pub prompting: Prompting,
     /// Low-rank updates.
     pub lora: Lora,
     /// When a structure is taken as present, in the task's order.

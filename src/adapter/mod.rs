@@ -21,7 +21,7 @@ pub use check::TRAINABLE_SHARE;
 pub use meta::{AdapterMeta, Lora, Presence, Provenance};
 
 /// Format of the file; another number is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// Largest file that is read, bytes.
 pub const MAX_BYTES: u64 = 64 << 20;
 /// Most tensors in a file.
@@ -209,6 +209,7 @@ impl Adapter {
             adapter_sha256: self.sha256()?,
             shapes: self.meta.shape.clone(),
             presence: self.meta.presence.iter().map(|p| p.threshold).collect(),
+            prompting: self.meta.prompting,
         })
     }
 

@@ -11,12 +11,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::evaluate::{base_weights, evaluation_of, print_table, write_report};
 use crate::adapter::{Adapter, AdapterMeta, FORMAT, Lora, Presence, Provenance, TRAINABLE_SHARE};
 use crate::evaluate::{EvaluationSetting, loss_curve};
+use crate::model::network::NETWORK_VERSION;
 use crate::model::weights::BaseWeights;
 use crate::pipeline::CropRule;
 use crate::terms::{STRUCTURE_KEYS, Task, structure};
-use crate::train::{
-    Case, Manifest, Progress, TrainSettings, TrainingSet, Use, calibrate, load_cases, train, training_set,
-};
+use crate::train::{Case, Event, Manifest, PHASES, Progress, TrainSettings, TrainingSet, Use, adapt, load_cases};
 
 /// Train an adapter on labelled slices.
 #[derive(Args, Debug)]
@@ -39,7 +38,7 @@ pub struct TrainArgs {
     /// Settings as TOML; the options below go before it
     #[arg(long)]
     settings: Option<PathBuf>,
-    /// Optimiser steps, one slice each
+    /// Optimiser steps of all phases together, one slice each
     #[arg(long)]
     steps: Option<usize>,
     /// Seed of everything random: same data, settings and seed give the same adapter
@@ -85,32 +84,38 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let base = base_weights(args.weights.as_deref())?;
     let cases = load_cases(&manifest, &task, |e| e.usage != Use::Test)?;
     let rule = CropRule::default();
-    let set = training_set(&cases, &task, rule, settings.input_size)?;
+    let slices: usize = cases.iter().map(|c| c.train.len()).sum();
+    let unlabelled: usize = cases.iter().map(|c| c.unlabelled.len()).sum();
     println!(
-        "training {} on {} slices of {} volumes, {} steps at {} px, seed {}",
+        "training {} on {slices} labelled slices ({unlabelled} unlabelled beside them): {} steps at {} px, {} at {} px, {} with \
+         pseudo-labels; seed {}",
         keys(&task).join(","),
-        set.samples.len(),
-        set.volumes,
+        if settings.coarse_size > 0 { settings.coarse_steps } else { 0 },
+        settings.coarse_size,
         settings.steps,
         settings.input_size,
+        if unlabelled > 0 { settings.pseudo_steps } else { 0 },
         settings.seed
     );
 
     let checkpoint = args.checkpoint.clone().unwrap_or_else(|| args.out.with_extension("checkpoint"));
-    if checkpoint.exists() {
+    let resumed = PHASES.iter().any(|p| checkpoint.with_added_extension(p).exists());
+    if resumed {
         println!("resuming from {}", checkpoint.display());
     }
     let curve = args.out.with_extension("loss.csv");
-    let mut tensors = {
-        let mut log = LossLog::open(&curve, settings.steps, checkpoint.exists())?;
-        train(base.tensors(), task.structures.len(), &set.samples, &settings, Some(&checkpoint), &mut |p| log.step(p))?
+    let adapted = {
+        let mut log = LossLog::open(&curve, resumed)?;
+        adapt(base.tensors(), &task, &cases, rule, &settings, Some(&checkpoint), &mut |e| log.hear(&e))?
     };
-    calibrate(base.tensors(), &mut tensors, &set.samples, &settings);
+    let (set, tensors) = (adapted.set, adapted.tensors);
     let adapter = adapter_of(args, &manifest, &task, &settings, &set, &base, rule, tensors)?;
     adapter.save(&args.out)?;
     // Only a finished adapter makes the checkpoint useless; a default one is ours to remove.
     if args.checkpoint.is_none() {
-        let _ = std::fs::remove_file(&checkpoint);
+        for phase in PHASES {
+            let _ = std::fs::remove_file(checkpoint.with_added_extension(phase));
+        }
     }
     println!(
         "wrote {}: {} values ({:.1} % of the base), sha256 {}",
@@ -168,7 +173,9 @@ fn settings_of(args: &TrainArgs) -> anyhow::Result<TrainSettings> {
         }
         None => TrainSettings::default(),
     };
-    s.steps = args.steps.unwrap_or(s.steps);
+    if let Some(steps) = args.steps {
+        s.scale_steps(steps);
+    }
     s.seed = args.seed.unwrap_or(s.seed);
     s.input_size = args.input_size.unwrap_or(s.input_size);
     s.lr = args.lr.unwrap_or(s.lr);
@@ -197,11 +204,12 @@ fn adapter_of(
             format: FORMAT,
             name: args.name.clone().unwrap_or_else(|| task.name.clone()),
             version: args.release,
-            network_version: 1,
+            network_version: NETWORK_VERSION,
             base_sha256: base.sha256().to_string(),
             task: task.clone(),
             input_size: settings.input_size,
             crop,
+            prompting: settings.prompting,
             // Trained without a scale of its own: B A is added as it is.
             lora: Lora { encoder_rank: settings.encoder_rank, decoder_rank: settings.decoder_rank },
             presence: task.structures.iter().map(|s| Presence { key: s.key.clone(), threshold: 0.5 }).collect(),
@@ -238,12 +246,13 @@ struct LossLog {
     bar: ProgressBar,
     path: PathBuf,
     file: std::io::BufWriter<std::fs::File>,
+    phase: &'static str,
     /// Running means of total and Dice loss.
     mean: Option<(f64, f64)>,
 }
 
 impl LossLog {
-    fn open(path: &Path, steps: usize, resumed: bool) -> anyhow::Result<Self> {
+    fn open(path: &Path, resumed: bool) -> anyhow::Result<Self> {
         let context = || format!("loss curve {}", path.display());
         let mut options = std::fs::OpenOptions::new();
         options.create(true).write(true);
@@ -252,15 +261,33 @@ impl LossLog {
             if resumed { options.append(true) } else { options.truncate(true) }.open(path).with_context(context)?;
         let mut file = std::io::BufWriter::new(file);
         if !resumed {
-            writeln!(file, "step,total,dice,competition,mask,classifier,cam,gradient").with_context(context)?;
+            writeln!(file, "phase,step,total,dice,competition,mask,classifier,cam,gradient").with_context(context)?;
         }
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta}")?;
         Ok(LossLog {
-            bar: ProgressBar::new(steps as u64).with_style(style),
+            bar: ProgressBar::new(0).with_style(style),
             path: path.to_path_buf(),
             file,
+            phase: "",
             mean: None,
         })
+    }
+
+    fn hear(&mut self, event: &Event) {
+        match *event {
+            Event::Step(p) => self.step(&p),
+            Event::Phase(name) => {
+                (self.phase, self.mean) = (name, None);
+                self.bar.reset();
+                log::info!("phase: {name}");
+            }
+            Event::Labelling(done, all) => {
+                self.bar.set_length(all as u64);
+                self.bar.set_position(done as u64);
+                self.bar.set_message("volumes pseudo-labelled");
+            }
+            Event::Kept(n) => log::info!("{n} pseudo-labelled slices kept"),
+        }
     }
 
     /// Draws the curve beside its CSV; like the CSV a convenience that must not end a run.
@@ -279,9 +306,10 @@ impl LossLog {
         // A full disk must not end a run that could still finish; the curve is a convenience.
         let _ = writeln!(
             self.file,
-            "{},{},{},{},{},{},{},{}",
-            p.step, l.total, l.dice, l.competition, l.mask, l.classifier, l.cam, p.gradient
+            "{},{},{},{},{},{},{},{},{}",
+            self.phase, p.step, l.total, l.dice, l.competition, l.mask, l.classifier, l.cam, p.gradient
         );
+        self.bar.set_length(p.steps as u64);
         self.bar.set_position(p.step as u64);
         let words = format!("loss {:.3}, 1-Dice {:.3}", mean.0, mean.1);
         if self.bar.is_hidden() && (p.step.is_multiple_of(25) || p.step == p.steps) {

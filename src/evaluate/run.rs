@@ -149,8 +149,10 @@ impl Evaluation<'_> {
         let fail = |source| EvaluateError::Pipeline { volume: case.name.clone(), source };
         let size = self.direct.map_or(256, Networks::input_size);
         let views = case.views(self.crop, size)?;
+        // The other leg's truth is not known: it need not be segmented.
+        let options = SegmentOptions { side: case.side, ..self.options.clone() };
         let found = if self.wants(Prompt::Automatic) {
-            match self.segmenter.segment(&case.volume, case.hint, self.options, &|_| {}) {
+            match self.segmenter.segment(&case.volume, case.hint, &options, &|_| {}) {
                 Ok(s) => Some(s),
                 Err(PipelineError::NotThisTask { .. }) => None,
                 Err(e) => return Err(fail(e)),

@@ -5,4 +5,6 @@ pub mod eager;
 pub mod network;
 pub mod onnx;
 pub mod ops;
+#[cfg(feature = "train")]
+pub mod unet;
 pub mod weights;

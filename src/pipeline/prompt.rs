@@ -28,6 +28,28 @@ impl Default for PromptRule {
     }
 }
 
+/// How the decoder is asked for a slice's structures; part of an adapter, since training has to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prompting {
+    /// Ask with the box of the classifier's activation map; without it with the whole crop alone.
+    pub cam: bool,
+    /// Ask a second time with the whole crop as the box, by the structure's name alone, and average: a second opinion where
+    /// the activation map points astray.
+    pub whole: bool,
+    /// Ask again from the boxes of the first masks and their neighbours along the limb, and average.
+    pub refine: bool,
+    /// Ask only for structures that the classifier sees. Without it every structure is asked for, and an absent one's mask
+    /// has to come out empty.
+    pub gate: bool,
+}
+
+impl Default for Prompting {
+    fn default() -> Self {
+        Prompting { cam: true, whole: true, refine: true, gate: false }
+    }
+}
+
 /// A box prompt in the unit square of the input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BoxPrompt {

@@ -1,20 +1,19 @@
 //! Segments a volume: legs, crops, encoding, presence, prompts, decoding, composing, clean-up, grading.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
-
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::compose::{CleanUp, clean_up, compose};
 use super::crop::{CropRule, LegView, leg_views};
 use super::legs::LegError;
+use super::maps::{Decoded, Maps};
 use super::networks::{ClassifierOutput, DecoderOutput, Networks};
-use super::prompt::{PromptRule, cam_box, jitter};
-use super::{SegmentInfo, Segmentation, StepTime};
+use super::prompt::{PromptRule, Prompting, cam_box, jitter};
+use super::refine::refined_boxes;
+use super::work::{Stopwatch, parallel};
+use super::{SegmentInfo, Segmentation};
 use crate::engine::{EngineError, Tensor};
-use crate::image::{LabelMap, Volume};
+use crate::image::{LabelMap, Plane, Volume};
 use crate::segex::{LegInput, SegexInput, ShapeStatistics, StructureInput, assess};
 use crate::terms::{Side, Task};
 
@@ -60,6 +59,8 @@ pub struct ModelInfo {
     /// Probability at which each structure counts as present, in the task's order; where one is missing,
     /// [`SegmentOptions::presence`] holds.
     pub presence: Vec<f32>,
+    /// How the decoder is asked.
+    pub prompting: Prompting,
 }
 
 /// How to segment.
@@ -71,6 +72,9 @@ pub struct SegmentOptions {
     pub passes: usize,
     /// Standard deviation of the box jitter, as a fraction of the box.
     pub jitter: f32,
+
+    /// Segment this leg alone; none means every leg.
+    pub side: Option<Side>,
     /// Slices worked on at once.
     pub threads: usize,
     /// From activation map to box.
@@ -89,6 +93,7 @@ impl Default for SegmentOptions {
             presence: 0.5,
             passes: 2,
             jitter: 0.04,
+            side: None,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             prompt: PromptRule::default(),
             clean_up: CleanUp::default(),
@@ -121,13 +126,13 @@ struct Seen {
     classified: ClassifierOutput,
 }
 
-/// One slice of one leg after the decoder: label planes over the crop's window.
-struct Decoded {
-    labels: Vec<u8>,
-    entropy: Vec<f32>,
-    passes: Vec<Vec<u8>>,
-    iou: Vec<f32>,
-    fallbacks: usize,
+/// What a former round left for a slice.
+#[derive(Clone, Copy)]
+struct Former<'a> {
+    /// Mask logits of each structure.
+    masks: &'a [Plane<f32>],
+    /// The box to ask with, where there is one.
+    boxes: &'a [Option<[f32; 4]>],
 }
 
 impl Segmenter {
@@ -176,10 +181,13 @@ impl Segmenter {
             options.threads,
             |done| progress(Progress { step: "encode", done, total: items.len() }),
             |&(l, z)| {
+                if !wanted(&views[l], options) {
+                    return Ok(None);
+                }
                 let embedding = self.networks.encode(&views[l].input(volume, z))?;
                 let classified = self.networks.classify(&embedding)?;
                 self.check(&classified)?;
-                Ok(Seen { embedding, classified })
+                Ok(Some(Seen { embedding, classified }))
             },
         )?;
         clock.lap("encode");
@@ -187,22 +195,42 @@ impl Segmenter {
         let presence = self.presence(&seen, views.len(), nz);
         let used = self.legs_with_task(&views, &presence, nz, options, &mut remarks)?;
         let items: Vec<(usize, usize)> = items.into_iter().filter(|(l, _)| used[*l]).collect();
-        let decoded = parallel(
-            &items,
+        let count = self.model.task.structures.len();
+        let gate = self.model.prompting.gate;
+        let present: Vec<Vec<bool>> = items
+            .iter()
+            .map(|&(l, z)| (0..count).map(|k| !gate || presence[l][k][z] >= self.threshold(k, options)).collect())
+            .collect();
+        let work: Vec<usize> = (0..items.len()).collect();
+        let mut decoded = parallel(
+            &work,
             options.threads,
             |done| progress(Progress { step: "decode", done, total: items.len() }),
-            |&(l, z)| {
-                let present: Vec<bool> = (0..self.model.task.structures.len())
-                    .map(|k| presence[l][k][z] >= self.threshold(k, options))
-                    .collect();
-                self.decode(volume, &views, (l, z), &seen[l * nz + z], &present, options)
+            |&i| {
+                let (l, z) = items[i];
+                self.decode(volume, &views, (l, z), seen[l * nz + z].as_ref(), &present[i], None, options)
             },
         )?;
+        if self.model.prompting.refine {
+            let masks: Vec<&[Plane<f32>]> = decoded.iter().map(|d| d.masks.as_slice()).collect();
+            let boxes = refined_boxes(&items, &masks, count);
+            decoded = parallel(
+                &work,
+                options.threads,
+                |done| progress(Progress { step: "refine", done, total: items.len() }),
+                |&i| {
+                    let (l, z) = items[i];
+                    let again = Some(Former { masks: &decoded[i].masks, boxes: &boxes[i] });
+                    self.decode(volume, &views, (l, z), seen[l * nz + z].as_ref(), &present[i], again, options)
+                },
+            )?;
+        }
         drop(seen);
         clock.lap("decode");
 
         progress(Progress { step: "clean", done: 0, total: 1 });
-        let mut maps = Maps::assemble(volume, &views, &items, &decoded, self.model.task.structures.len(), options);
+        let mut maps =
+            Maps::assemble(volume, &views, &items, &decoded, self.model.task.structures.len(), options.passes);
         let fallbacks: usize = decoded.iter().map(|d| d.fallbacks).sum();
         if fallbacks > 0 {
             remarks.push(format!("{fallbacks} prompts had no evidence in the activation map and took the whole crop"));
@@ -254,12 +282,12 @@ impl Segmenter {
     }
 
     /// Probability of presence by leg, structure and slice, smoothed over neighbouring slices (1, 2, 1).
-    fn presence(&self, seen: &[Seen], legs: usize, nz: usize) -> Vec<Vec<Vec<f32>>> {
+    fn presence(&self, seen: &[Option<Seen>], legs: usize, nz: usize) -> Vec<Vec<Vec<f32>>> {
         (0..legs)
             .map(|l| {
                 (0..self.model.task.structures.len())
                     .map(|k| {
-                        let p = |z: usize| sigmoid(seen[l * nz + z].classified.logits[k]);
+                        let p = |z: usize| seen[l * nz + z].as_ref().map_or(0.0, |s| sigmoid(s.classified.logits[k]));
                         (0..nz)
                             .map(|z| 0.25 * p(z.saturating_sub(1)) + 0.5 * p(z) + 0.25 * p((z + 1).min(nz - 1)))
                             .collect()
@@ -292,35 +320,40 @@ impl Segmenter {
         }
         for ((view, used), n) in views.iter().zip(&used).zip(&seen) {
             let side = view.leg.side.map_or("only", Side::word);
-            if !used {
+            if !used && wanted(view, options) {
                 remarks.push(format!("the {side} leg was left out: structures were seen on {n} of {nz} slices only"));
             }
         }
         Ok(used)
     }
 
+    /// Decodes one slice of one leg: from the activation maps, or `again` from the masks and boxes of a former round, whose
+    /// logits are averaged with the new ones.
+    #[allow(clippy::too_many_arguments)]
     fn decode(
         &self,
         volume: &Volume,
         views: &[LegView],
         (l, z): (usize, usize),
-        seen: &Seen,
+        seen: Option<&Seen>,
         present: &[bool],
+        again: Option<Former>,
         options: &SegmentOptions,
     ) -> Result<Decoded, PipelineError> {
+        const WHOLE: [f32; 4] = [0.0, 0.0, 1.0, 1.0];
         let view = &views[l];
         let k = present.len();
-        let boxes: Vec<_> = seen.classified.cams.iter().map(|c| cam_box(c, &options.prompt)).collect();
-        let fallbacks = boxes.iter().zip(present).filter(|(b, p)| b.fallback && **p).count();
+        let Some(seen) = seen else { return Err(PipelineError::Model("a leg that was not encoded".into())) };
+        let cams: Vec<_> = seen.classified.cams.iter().map(|c| cam_box(c, &options.prompt)).collect();
+        let fallbacks = cams.iter().zip(present).filter(|(b, p)| b.fallback && **p).count();
         let plane = volume.geometry.plane();
         // A voxel of the other leg is never given to this one.
         let allowed = |i: usize| views.iter().enumerate().all(|(o, v)| o == l || !v.leg.mask[z * plane + i]);
-        let mut sum: Option<DecoderOutput> = None;
-        let mut passes = Vec::with_capacity(options.passes + 1);
         if !present.contains(&true) {
             let [x0, y0, x1, y1] = view.crop.window();
             let n = (x1 - x0) * (y1 - y0);
             return Ok(Decoded {
+                masks: Vec::new(),
                 labels: vec![0; n],
                 entropy: vec![0.0; n],
                 passes: vec![vec![0; n]; if options.passes > 0 { options.passes + 1 } else { 0 }],
@@ -328,12 +361,25 @@ impl Segmenter {
                 fallbacks,
             });
         }
+        let asked = self.model.prompting;
+        let start: Vec<[f32; 4]> = cams.iter().map(|b| if asked.cam { b.corners } else { WHOLE }).collect();
+        let first: Vec<[f32; 4]> = match again {
+            None => start,
+            Some(former) => former.boxes.iter().zip(&start).map(|(b, s)| b.unwrap_or(*s)).collect(),
+        };
         let mut rng = ChaCha8Rng::seed_from_u64(options.seed ^ ((l as u64) << 32 | z as u64));
-        for pass in 0..=options.passes {
-            let corners: Vec<[f32; 4]> = boxes
-                .iter()
-                .map(|b| if pass == 0 { b.corners } else { jitter(b.corners, options.jitter, &mut rng) })
-                .collect();
+        let mut sum: Option<DecoderOutput> = None;
+        let mut passes = Vec::with_capacity(options.passes + 1);
+        // Before a second round, jittered boxes would only cost time.
+        let whole = again.is_none() && asked.whole && asked.cam;
+        let jittered = if again.is_none() && asked.refine { 0 } else { options.passes };
+        let count = jittered.max(usize::from(whole));
+        for pass in 0..=count {
+            let corners: Vec<[f32; 4]> = match pass {
+                0 => first.clone(),
+                1 if whole => vec![WHOLE; k],
+                _ => first.iter().map(|b| jitter(*b, options.jitter, &mut rng)).collect(),
+            };
             let out = self.networks.decode(&seen.embedding, &corners)?;
             if out.masks.len() != k || out.iou.len() != k {
                 return Err(PipelineError::Model(format!(
@@ -350,10 +396,16 @@ impl Segmenter {
             }
         }
         let Some(mut mean) = sum else { return Err(PipelineError::Model("no pass was run".into())) };
-        let n = (options.passes + 1) as f32;
+        let n = (count + 1) as f32;
         mean.masks.iter_mut().for_each(|m| m.data.iter_mut().for_each(|v| *v /= n));
+        if let Some(former) = again {
+            for (m, f) in mean.masks.iter_mut().zip(former.masks) {
+                m.data.iter_mut().zip(&f.data).for_each(|(a, b)| *a = (*a + b) / 2.0);
+            }
+        }
         let composed = compose(&view.crop, &mean.masks, present, allowed);
         Ok(Decoded {
+            masks: mean.masks,
             labels: composed.labels,
             entropy: composed.entropy,
             passes,
@@ -422,54 +474,9 @@ impl Segmenter {
     }
 }
 
-/// Label maps and entropy on the source grid.
-struct Maps {
-    labels: LabelMap,
-    passes: Vec<LabelMap>,
-    entropy: Vec<f32>,
-}
-
-impl Maps {
-    fn assemble(
-        volume: &Volume,
-        views: &[LegView],
-        items: &[(usize, usize)],
-        decoded: &[Decoded],
-        k: usize,
-        options: &SegmentOptions,
-    ) -> Self {
-        let g = &volume.geometry;
-        let passes = if options.passes > 0 { options.passes + 1 } else { 0 };
-        let mut maps = Maps {
-            labels: LabelMap::empty(g.clone()),
-            passes: vec![LabelMap::empty(g.clone()); passes],
-            entropy: vec![0.0; g.voxels()],
-        };
-        for (&(l, z), d) in items.iter().zip(decoded) {
-            let [x0, y0, x1, _] = views[l].crop.window();
-            let w = (x1 - x0).max(1);
-            let at = |i: usize| z * g.plane() + (y0 + i / w) * g.dims[0] + x0 + i % w;
-            let own = |label: u8| if label > 0 { (l * k) as u8 + label } else { 0 };
-            // Between the legs, outside both masks, the first leg to claim a voxel keeps it.
-            let put = |map: &mut LabelMap, plane: &[u8]| {
-                for (i, &label) in plane.iter().enumerate().filter(|(_, l)| **l > 0) {
-                    let v = &mut map.data[at(i)];
-                    if *v == 0 {
-                        *v = own(label);
-                    }
-                }
-            };
-            put(&mut maps.labels, &d.labels);
-            for (map, plane) in maps.passes.iter_mut().zip(&d.passes) {
-                put(map, plane);
-            }
-            for (i, e) in d.entropy.iter().enumerate() {
-                let v = &mut maps.entropy[at(i)];
-                *v = v.max(*e);
-            }
-        }
-        maps
-    }
+/// Whether a leg was asked for.
+fn wanted(view: &LegView, options: &SegmentOptions) -> bool {
+    options.side.is_none() || view.leg.side.is_none() || view.leg.side == options.side
 }
 
 impl Maps {
@@ -526,52 +533,4 @@ fn uncovered(labels: &LabelMap) -> Vec<String> {
 
 fn sigmoid(v: f32) -> f32 {
     1.0 / (1.0 + (-v).exp())
-}
-
-/// Works on items with several threads, keeping their order; the first error ends the work.
-fn parallel<T: Sync, R: Send>(
-    items: &[T],
-    threads: usize,
-    done: impl Fn(usize) + Sync,
-    work: impl Fn(&T) -> Result<R, PipelineError> + Sync,
-) -> Result<Vec<R>, PipelineError> {
-    let next = AtomicUsize::new(0);
-    let finished = AtomicUsize::new(0);
-    let stop = AtomicBool::new(false);
-    let results: Mutex<Vec<(usize, Result<R, PipelineError>)>> = Mutex::new(Vec::with_capacity(items.len()));
-    std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, items.len().max(1)) {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(i) else { break };
-                    let r = work(item);
-                    if r.is_err() {
-                        stop.store(true, Ordering::Relaxed);
-                    }
-                    results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((i, r));
-                    done(finished.fetch_add(1, Ordering::Relaxed) + 1);
-                }
-            });
-        }
-    });
-    let mut results = results.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    results.sort_by_key(|(i, _)| *i);
-    results.into_iter().map(|(_, r)| r).collect()
-}
-
-struct Stopwatch {
-    last: Instant,
-    times: Vec<StepTime>,
-}
-
-impl Stopwatch {
-    fn new() -> Self {
-        Stopwatch { last: Instant::now(), times: Vec::new() }
-    }
-    fn lap(&mut self, step: &str) {
-        let now = Instant::now();
-        self.times.push(StepTime { step: step.into(), seconds: (now - self.last).as_secs_f64() });
-        self.last = now;
-    }
 }

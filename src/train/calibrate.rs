@@ -29,6 +29,10 @@ pub fn calibrate(
     samples: &[Sample],
     settings: &TrainSettings,
 ) {
+    // A U-Net has no classifier.
+    if !adapter.contains_key("classifier.fc2.bias") {
+        return;
+    }
     let eager = Eager::new(parameters(base, adapter));
     let count = adapter.get("class_tokens").map_or(0, |t| t.shape[0]);
     let mut present = vec![Vec::new(); count];

@@ -32,6 +32,8 @@ pub struct Case {
     pub train: Vec<usize>,
     /// Slices to evaluate.
     pub test: Vec<usize>,
+    /// Slices that training may look at without their labels.
+    pub unlabelled: Vec<usize>,
 }
 
 impl Case {
@@ -59,6 +61,15 @@ impl Case {
                 }
                 (phantom.volume, None, truth, vec![true; task.structures.len()])
             }
+            (Some(images), None, _) => {
+                let (volume, hint) = images_of(images).map_err(|problem| DatasetError::Images {
+                    volume: entry.name.clone(),
+                    path: images.clone(),
+                    problem,
+                })?;
+                let truth = LabelMap::empty(volume.geometry.clone());
+                (volume, hint, truth, vec![false; task.structures.len()])
+            }
             _ => return Err(wrong("has neither images and labels nor a phantom's seed".into())),
         };
         let count = volume.geometry.dims[2];
@@ -68,13 +79,13 @@ impl Case {
         if let Some(z) = listed.iter().find(|z| **z >= count) {
             return Err(wrong(format!("slice {z} is listed, the volume has 0 to {}", count.saturating_sub(1))));
         }
-        let (train, test) = match entry.usage {
-            Use::Train => (listed, Vec::new()),
-            Use::Test => (Vec::new(), listed),
-            Use::Both => {
-                let rest = (0..count).filter(|z| !listed.contains(z)).collect();
-                (listed, rest)
-            }
+        let rest: Vec<usize> = (0..count).filter(|z| !listed.contains(z)).collect();
+        let (train, test, unlabelled) = match entry.usage {
+            Use::Train => (listed, Vec::new(), rest),
+            Use::Test => (Vec::new(), listed, Vec::new()),
+            // What is tested is not looked at while training, not even without labels.
+            Use::Both => (listed, rest, Vec::new()),
+            Use::Unlabelled => (Vec::new(), Vec::new(), listed),
         };
         if let Some(k) = known.iter().position(|k| !k).filter(|_| !train.is_empty()) {
             return Err(wrong(format!(
@@ -82,7 +93,7 @@ impl Case {
                 task.structures[k].key
             )));
         }
-        Ok(Case { name: entry.name.clone(), volume, hint, truth, known, side: entry.side, train, test })
+        Ok(Case { name: entry.name.clone(), volume, hint, truth, known, side: entry.side, train, test, unlabelled })
     }
 
     /// All legs of the volume, right first; which of them are labelled says [`Case::labelled`].

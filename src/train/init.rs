@@ -6,10 +6,10 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use super::settings::TrainSettings;
+use super::settings::{Feedback, TrainSettings};
 use crate::engine::Tensor;
 use crate::model::eager::ParamStore;
-use crate::model::network::{EMBED, lora_targets};
+use crate::model::network::{EMBED, feedback_shapes, lora_targets, position_shapes};
 
 /// Fresh adapter tensors for `structures` structures over base tensors: LoRA pairs (A ~ N(0, 0.02), B = 0, so that the
 /// first forward pass is the base's own), class tokens, classifier, and copies of what is trained whole.
@@ -44,6 +44,16 @@ pub fn fresh_adapter(
             out.insert(format!("{}.lora_b", target.name), Tensor::zeros(&[target.outputs, rank]));
         }
     }
+    if settings.feedback != Feedback::Off {
+        for (name, shape) in feedback_shapes() {
+            let sd =
+                if name.ends_with("gamma") { 0.0 } else { 1.0 / (shape.last().copied().unwrap_or(1) as f32).sqrt() };
+            out.insert(name, normal(&shape, sd));
+        }
+    }
+    if settings.position {
+        out.extend(position_shapes().into_iter().map(|(name, shape)| (name, Tensor::zeros(&shape))));
+    }
     for (name, tensor) in base {
         if settings.whole.iter().any(|w| name.starts_with(w.as_str())) {
             out.insert(name.clone(), tensor.clone());
@@ -51,7 +61,8 @@ pub fn fresh_adapter(
     }
     // He initialisation for the ReLU layer; class tokens at the scale of SAM's own prompt embeddings.
     let he = (2.0 / EMBED as f32).sqrt();
-    out.insert("class_tokens".into(), normal(&[structures, EMBED], 0.1));
+    let said = if settings.class_tokens { 0.1 } else { 0.0 };
+    out.insert("class_tokens".into(), normal(&[structures, EMBED], said));
     out.insert("classifier.fc1.weight".into(), normal(&[EMBED, EMBED], he));
     out.insert("classifier.fc1.bias".into(), Tensor::zeros(&[EMBED]));
     out.insert("classifier.fc2.weight".into(), normal(&[structures, EMBED], 1.0 / (EMBED as f32).sqrt()));

@@ -83,6 +83,8 @@ pub enum Use {
     Test,
     /// Its labelled slices are trained on, its other slices are evaluated.
     Both,
+    /// Its slices are looked at without labels: pseudo-labels are learnt from.
+    Unlabelled,
 }
 
 /// One volume of the manifest.
@@ -154,6 +156,7 @@ impl Manifest {
             }
             match (&e.images, &e.labels, e.phantom) {
                 (Some(_), Some(_), None) => {}
+                (Some(_), None, None) if e.usage == Use::Unlabelled => {}
                 (None, None, Some(_)) if e.map.is_empty() && e.offset.is_none() => {}
                 _ => {
                     return Err(format(format!(

@@ -1,5 +1,6 @@
 //! The training host: data sets, augmentation, losses, the loop.
 
+mod adapt;
 mod calibrate;
 mod check;
 mod dataset;
@@ -7,20 +8,25 @@ mod init;
 mod manifest;
 mod networks;
 mod propose;
+mod pseudo;
 mod run;
 mod sample;
 mod settings;
 mod step;
+mod unet;
 
 pub use crate::labels;
+pub use adapt::{AdaptError, Adapted, Event, PHASES, adapt};
 pub use calibrate::calibrate;
 pub use check::{Finding, Severity, check};
 pub use dataset::{Assigned, Case, Meaning, TrainingSet, load_cases, resolve, training_set};
 pub use init::{fresh_adapter, parameters};
 pub use manifest::{DatasetError, Entry, Manifest, Use};
-pub use networks::EagerNetworks;
+pub use networks::{EagerNetworks, networks_of};
 pub use propose::{Candidates, Pick, Stratum, propose};
-pub use run::{Progress, TrainError, train};
-pub use sample::{Augmentation, Sample, augment};
-pub use settings::{LossWeights, TrainSettings};
+pub use pseudo::{PseudoRule, pseudo_labels};
+pub use run::{Material, Progress, TrainError, train};
+pub use sample::{Augmentation, IGNORE, Sample, augment};
+pub use settings::{Feedback, LossWeights, TrainSettings};
 pub use step::{Losses, PRESENT, step};
+pub use unet::{UnetNetworks, fresh_unet};

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
@@ -13,8 +13,10 @@ use super::init::{fresh_adapter, parameters};
 use super::sample::{Sample, augment};
 use super::settings::TrainSettings;
 use super::step::{Losses, step};
+use super::unet::{fresh_unet, unet_step};
 use crate::engine::Tensor;
 use crate::model::eager::{Adam, AdamConfig, Eager};
+use crate::model::network::position_shapes;
 
 /// Steps between checkpoints.
 const CHECKPOINT_EVERY: usize = 50;
@@ -56,7 +58,20 @@ pub struct Progress {
     pub gradient: f32,
 }
 
-/// Trains adapter tensors on labelled slices.
+/// What a run learns from and where it starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Material<'a> {
+    /// Structures of the task.
+    pub structures: usize,
+    /// Labelled slices.
+    pub labelled: &'a [Sample],
+    /// Pseudo-labelled slices; may be empty.
+    pub pseudo: &'a [Sample],
+    /// Tensors to start from; a fresh adapter where there are none.
+    pub start: Option<&'a BTreeMap<String, Tensor>>,
+}
+
+/// Trains adapter tensors: one phase at one size.
 ///
 /// Every step draws from a generator seeded by the run's seed and the step's number, so a run that is resumed from
 /// `checkpoint` ends with the same tensors as one that was never interrupted.
@@ -65,16 +80,16 @@ pub struct Progress {
 /// [`TrainError`].
 pub fn train(
     base: &BTreeMap<String, Tensor>,
-    structures: usize,
-    samples: &[Sample],
+    material: &Material,
     settings: &TrainSettings,
     checkpoint: Option<&Path>,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<BTreeMap<String, Tensor>, TrainError> {
-    if samples.is_empty() {
+    let Material { structures, labelled, pseudo, start: from } = *material;
+    if labelled.is_empty() {
         return Err(TrainError::NoSamples);
     }
-    let identity = identity(structures, samples, settings);
+    let identity = identity(material, settings);
     let config = AdamConfig { lr: settings.lr, weight_decay: settings.weight_decay, ..AdamConfig::default() };
     let saved = match checkpoint {
         Some(path) if path.exists() => Some(Saved::read(path, &identity)?),
@@ -91,15 +106,32 @@ pub fn train(
             (s.step, eager, adam)
         }
         None => {
-            let fresh = fresh_adapter(base, structures, settings);
+            let fresh = from.cloned().unwrap_or_else(|| match settings.unet {
+                0 => fresh_adapter(base, structures, settings),
+                width => fresh_unet(structures, width, settings.seed),
+            });
             (0, Eager::new(parameters(base, &fresh)), Adam::new(config))
         }
     };
     adam.factors = ["classifier.", "class_tokens"].map(|p| (p.to_string(), settings.head_factor)).into();
+    if !settings.class_tokens {
+        adam.factors.insert(0, ("class_tokens".into(), 0.0));
+    }
+    for name in position_shapes().into_keys() {
+        adam.factors.push((name, settings.position_factor));
+    }
     for i in start..settings.steps {
         let mut rng = ChaCha8Rng::seed_from_u64(settings.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ i as u64);
-        let sample = augment(&samples[pick(settings.seed, i, samples.len())], &settings.augmentation, &mut rng);
-        let (losses, mut gradients) = step(&eager, &sample, settings, &mut rng);
+        let slice = if !pseudo.is_empty() && rng.random::<f32>() < settings.pseudo_share {
+            &pseudo[rng.random_range(0..pseudo.len())]
+        } else {
+            &labelled[pick(settings.seed, i, labelled.len())]
+        };
+        let sample = augment(slice, &settings.augmentation, &mut rng);
+        let (losses, mut gradients) = match settings.unet {
+            0 => step(&eager, &sample, settings, &mut rng),
+            _ => unet_step(&eager, &sample, settings),
+        };
         if !losses.total.is_finite() {
             return Err(TrainError::Diverged { step: i, loss: losses.total });
         }
@@ -128,15 +160,19 @@ fn pick(seed: u64, step: usize, samples: usize) -> usize {
 }
 
 /// Settings and data as one hash: a checkpoint of another run must not be resumed.
-fn identity(structures: usize, samples: &[Sample], settings: &TrainSettings) -> String {
+fn identity(material: &Material, settings: &TrainSettings) -> String {
     let mut hash = Sha256::new();
     hash.update(settings.sha256());
-    hash.update(structures.to_le_bytes());
-    for s in samples {
+    hash.update(material.structures.to_le_bytes());
+    for s in material.labelled.iter().chain(material.pseudo) {
         for v in &s.grey.data {
             hash.update(v.to_le_bytes());
         }
         hash.update(&s.labels.data);
+    }
+    for (name, t) in material.start.into_iter().flatten() {
+        hash.update(name);
+        t.data.iter().for_each(|v| hash.update(v.to_le_bytes()));
     }
     hex::encode(hash.finalize())
 }

@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::Plane;
 
+/// Label of pixels of which nothing is known: they weigh nothing in any loss.
+pub const IGNORE: u8 = 255;
+
 /// One labelled slice through its leg crop.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// Intensities 0..255, `[S, S]`.
     pub grey: Plane<f32>,
-    /// Structure index + 1 of the task, 0 elsewhere, `[S, S]`.
+    /// Structure index + 1 of the task, 0 elsewhere, [`IGNORE`] where nothing is known, `[S, S]`.
     pub labels: Plane<u8>,
 }
 
@@ -41,14 +44,14 @@ pub struct Augmentation {
 impl Default for Augmentation {
     fn default() -> Self {
         Augmentation {
-            rotate: 0.15,
-            scale: 0.10,
-            shift: 0.04,
-            elastic: 0.035,
-            gamma: 0.25,
-            bias: 0.15,
-            noise: 0.05,
-            blur: 0.2,
+            rotate: 0.35,
+            scale: 0.20,
+            shift: 0.06,
+            elastic: 0.09,
+            gamma: 0.5,
+            bias: 0.4,
+            noise: 0.08,
+            blur: 0.3,
         }
     }
 }

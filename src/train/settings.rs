@@ -4,11 +4,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::sample::Augmentation;
+use crate::pipeline::Prompting;
 
 /// Settings of a run; equal settings, data and seed give the same adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainSettings {
+    /// Channels of a U-Net that is trained from nothing instead, as a baseline; 0 adapts the base.
+    pub unet: usize,
     /// Edge of the network's input, pixels, a multiple of 32.
     pub input_size: usize,
     /// LoRA rank in the image encoder's linears; 0 leaves it alone.
@@ -17,6 +20,8 @@ pub struct TrainSettings {
     pub decoder_rank: usize,
     /// Base tensors whose name starts with one of these are trained whole.
     pub whole: Vec<String>,
+    /// Tell the encoder where in the crop each cell lies.
+    pub position: bool,
     /// Optimiser steps, one slice each.
     pub steps: usize,
     /// Steps of linear warm-up.
@@ -25,6 +30,8 @@ pub struct TrainSettings {
     pub lr: f32,
     /// Factor on the learning rate of the classifier and the class tokens, which start from nothing.
     pub head_factor: f32,
+    /// Factor on the learning rate of the position codes.
+    pub position_factor: f32,
     /// Decoupled weight decay.
     pub weight_decay: f32,
     /// Gradients are scaled down to this norm.
@@ -41,8 +48,43 @@ pub struct TrainSettings {
     pub weights: LossWeights,
     /// Random variations of the slices.
     pub augmentation: Augmentation,
+    /// Gradient feedback into the classifier.
+    pub feedback: Feedback,
+    /// Tell the decoder which structure is meant; without it a box alone speaks.
+    pub class_tokens: bool,
+    /// How the decoder is asked when the adapter serves.
+    pub prompting: Prompting,
+    /// Ask the decoder for absent structures too, whose masks must stay empty.
+    pub negatives: bool,
+    /// Steps of the last phase, on labelled and pseudo-labelled slices; 0 leaves it out.
+    pub pseudo_steps: usize,
+    /// Factor on the learning rate of that phase.
+    pub pseudo_lr: f32,
+    /// Most volumes that are pseudo-labelled; more cost time and teach little new.
+    pub pseudo_volumes: usize,
+    /// Share of steps on pseudo-labelled slices, where there are any.
+    pub pseudo_share: f32,
+    /// Pixels of pseudo-labels with more doubt than this are not learnt from.
+    pub pseudo_doubt: f32,
+    /// Edge of the input in the first phase, pixels; 0 leaves the phase out.
+    pub coarse_size: usize,
+    /// Steps of the first phase, on labelled slices alone.
+    pub coarse_steps: usize,
     /// Seed of everything random.
     pub seed: u64,
+}
+
+/// Gradient feedback: the segmentation's gradient on the embedding asks what the classifier looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Feedback {
+    /// None.
+    #[default]
+    Off,
+    /// While training, from the true loss.
+    Train,
+    /// While training, and while serving from a surrogate: Dice of the mask with itself at its threshold.
+    TrainAndTest,
 }
 
 /// Weight of each loss.
@@ -73,20 +115,34 @@ impl Default for LossWeights {
 impl Default for TrainSettings {
     fn default() -> Self {
         TrainSettings {
-            input_size: 256,
+            unet: 0,
+            input_size: 448,
             encoder_rank: 8,
-            decoder_rank: 4,
+            decoder_rank: 3,
             whole: vec!["mask_decoder.output_upscaling.".into(), "mask_decoder.mask_tokens.".into()],
-            steps: 500,
+            position: true,
+            steps: 600,
             warm_up: 30,
             lr: 5e-4,
             head_factor: 10.0,
+            position_factor: 4.0,
             weight_decay: 1e-4,
             clip: 5.0,
             dropout: 0.3,
-            true_boxes: 0.25,
-            whole_boxes: 0.05,
+            true_boxes: 0.20,
+            whole_boxes: 0.25,
             jitter: 0.08,
+            feedback: Feedback::Off,
+            class_tokens: true,
+            prompting: Prompting::default(),
+            negatives: true,
+            pseudo_steps: 300,
+            pseudo_lr: 0.5,
+            pseudo_volumes: 10,
+            pseudo_share: 0.6,
+            pseudo_doubt: 0.6,
+            coarse_size: 224,
+            coarse_steps: 500,
             weights: LossWeights::default(),
             augmentation: Augmentation::default(),
             seed: 1,
@@ -98,6 +154,15 @@ impl TrainSettings {
     /// sha256 of the settings as JSON, hex: stands in the adapter and guards a checkpoint.
     pub fn sha256(&self) -> String {
         hex::encode(Sha256::digest(serde_json::to_vec(self).unwrap_or_default()))
+    }
+
+    /// Scales the steps of all phases so that they are `total` together; at least one in the main phase.
+    pub fn scale_steps(&mut self, total: usize) {
+        let coarse = if self.coarse_size > 0 { self.coarse_steps } else { 0 };
+        let share = total as f64 / (coarse + self.steps + self.pseudo_steps).max(1) as f64;
+        let scaled = |n: usize| (n as f64 * share).round() as usize;
+        (self.coarse_steps, self.pseudo_steps) = (scaled(coarse), scaled(self.pseudo_steps));
+        self.steps = scaled(self.steps).max(1);
     }
 
     /// Learning rate at a step.

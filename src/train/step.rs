@@ -3,11 +3,11 @@
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use super::sample::Sample;
-use super::settings::TrainSettings;
+use super::sample::{IGNORE, Sample};
+use super::settings::{Feedback, TrainSettings};
 use crate::image::Plane;
 use crate::model::eager::{Eager, Gradients, Var};
-use crate::model::network::{EMBED, classify_with_dropout, decode, encode};
+use crate::model::network::{EMBED, classify_with_dropout, decode, encode, feedback, normalised};
 use crate::model::ops::Ops;
 use crate::pipeline::{PromptRule, cam_box, jitter, to_input, true_box};
 
@@ -53,6 +53,11 @@ fn coverage(labels: &Plane<u8>, structures: &[usize], n: usize) -> Vec<f32> {
     out
 }
 
+/// Share of each cell of a `n x n` grid of which something is known, `[n, n]`.
+fn known(labels: &Plane<u8>, n: usize) -> Vec<f32> {
+    coverage(labels, &[usize::from(IGNORE) - 1], n).into_iter().map(|v| 1.0 - v).collect()
+}
+
 /// Runs one slice and returns its losses and gradients. `rng` drives prompts and dropout.
 pub fn step(eager: &Eager, sample: &Sample, settings: &TrainSettings, rng: &mut ChaCha8Rng) -> (Losses, Gradients) {
     let w = &settings.weights;
@@ -67,7 +72,12 @@ pub fn step(eager: &Eager, sample: &Sample, settings: &TrainSettings, rng: &mut 
     let grid = embedding.shape()[2];
     eager.reseed(rng.random());
     let mask = eager.dropout_mask(&[1, EMBED], settings.dropout);
-    let classified = classify_with_dropout(eager, &embedding, Some(&mask));
+    let look = |embedding: &Var| classify_with_dropout(eager, embedding, Some(&mask));
+    let classified = match settings.feedback {
+        Feedback::Off => look(&embedding),
+        // First pass: its masks' loss asks; the classifier answers on what is seen then.
+        _ => look(&fed_back(eager, &embedding, &look(&embedding).cam, sample, &tokens, &present, settings, rng)),
+    };
 
     let target: Vec<f32> = (0..structures).map(|k| f32::from(u8::from(counts[k] >= PRESENT))).collect();
     let target = Var::constant(&[1, structures], target);
@@ -76,18 +86,20 @@ pub fn step(eager: &Eager, sample: &Sample, settings: &TrainSettings, rng: &mut 
     let all: Vec<usize> = (0..structures).collect();
     let shape = [1, structures, grid, grid];
     let covered = Var::constant(&shape, coverage(&sample.labels, &all, grid));
+    let known_cells = Var::constant(&[1, 1, grid, grid], known(&sample.labels, grid));
     // The evidence is a mean over positions; its sum has the scale of a logit.
     let evidence = eager.offset(&eager.scale(&classified.evidence, (grid * grid) as f32), CAM_PRIOR);
-    let cam = eager.mean_all(&eager.bce_with_logits(&evidence, &covered));
+    let cam = eager.mean_all(&eager.mul(&eager.bce_with_logits(&evidence, &covered), &known_cells));
 
     let mut total = eager.add(&eager.scale(&classifier, w.classifier), &eager.scale(&cam, w.cam));
     let mut losses = Losses { classifier: classifier.item(), cam: cam.item(), ..Losses::default() };
+    let asked = if settings.negatives { all } else { present.clone() };
     if !present.is_empty() {
-        let boxes = prompts(sample, &classified.cam, &present, settings, rng);
-        let chosen: Vec<Var> = present.iter().map(|&k| eager.slice(&tokens, 0, k, k + 1)).collect();
+        let boxes = prompts(sample, &classified.cam, &asked, settings, rng);
+        let chosen: Vec<Var> = asked.iter().map(|&k| eager.slice(&tokens, 0, k, k + 1)).collect();
         let decoded =
-            decode(eager, &embedding, &Var::constant(&[present.len(), 4], boxes), Some(&eager.concat(&chosen, 0)));
-        let parts = mask_losses(eager, &decoded.masks, sample, &present);
+            decode(eager, &embedding, &Var::constant(&[asked.len(), 4], boxes), Some(&eager.concat(&chosen, 0)));
+        let parts = mask_losses(eager, &decoded.masks, sample, &asked, &present);
         losses.dice = parts.dice.item();
         losses.competition = parts.competition.item();
         losses.mask = parts.mask.item();
@@ -101,6 +113,33 @@ pub fn step(eager: &Eager, sample: &Sample, settings: &TrainSettings, rng: &mut 
     }
     losses.total = total.item();
     (losses, eager.backward(&total))
+}
+
+/// The embedding after gradient feedback from a first pass of the decoder.
+#[allow(clippy::too_many_arguments)]
+fn fed_back(
+    eager: &Eager,
+    embedding: &Var,
+    cam: &Var,
+    sample: &Sample,
+    tokens: &Var,
+    present: &[usize],
+    settings: &TrainSettings,
+    rng: &mut ChaCha8Rng,
+) -> Var {
+    if present.is_empty() {
+        return embedding.clone();
+    }
+    let leaf = embedding.as_leaf();
+    let boxes = prompts(sample, cam, present, settings, rng);
+    let chosen: Vec<Var> = present.iter().map(|&k| eager.slice(tokens, 0, k, k + 1)).collect();
+    let boxes = Var::constant(&[present.len(), 4], boxes);
+    let decoded = decode(eager, &leaf, &boxes, Some(&eager.concat(&chosen, 0)));
+    let loss = mask_losses(eager, &decoded.masks, sample, present, present).dice;
+    match eager.backward_to(&loss, &[&leaf]).into_iter().next().flatten() {
+        Some(g) => feedback(eager, embedding, &Var::constant(embedding.shape(), normalised(g.data()))),
+        None => embedding.clone(),
+    }
 }
 
 /// One box per present structure, `[M, 4]`: jittered true boxes, CAM boxes, whole crops, in the shares of the settings.
@@ -123,35 +162,46 @@ fn prompts(sample: &Sample, cam: &Var, present: &[usize], settings: &TrainSettin
     boxes
 }
 
-struct MaskLosses {
-    dice: Var,
-    competition: Var,
-    mask: Var,
+pub(super) struct MaskLosses {
+    pub dice: Var,
+    pub competition: Var,
+    pub mask: Var,
     /// IoU of each mask with the truth, `[M, 1]`, constant.
-    iou: Var,
+    pub iou: Var,
 }
 
-/// Losses of mask logits `[M, 1, g, g]` on a grid of half the crop's resolution.
-fn mask_losses(eager: &Eager, masks: &Var, sample: &Sample, present: &[usize]) -> MaskLosses {
-    let m = present.len();
+/// Losses of mask logits `[M, 1, g, g]` of the structures `asked` on a grid of half the crop's resolution; Dice counts
+/// those that are `present`.
+pub(super) fn mask_losses(
+    eager: &Eager,
+    masks: &Var,
+    sample: &Sample,
+    asked: &[usize],
+    present: &[usize],
+) -> MaskLosses {
+    let m = asked.len();
     let n = sample.labels.width / 2;
     let logits = eager.reshape(&eager.resize_bilinear(masks, n, n), &[m, n * n]);
-    let truth = coverage(&sample.labels, present, n);
+    let truth = coverage(&sample.labels, asked, n);
+    let sure = known(&sample.labels, n);
+    let weight = Var::constant(&[1, n * n], sure.clone());
     let target = Var::constant(&[m, n * n], truth.clone());
 
-    let mask = eager.mean_all(&eager.bce_with_logits(&logits, &target));
-    let p = eager.sigmoid(&logits);
+    let mask = eager.mean_all(&eager.mul(&eager.bce_with_logits(&logits, &target), &weight));
+    let p = eager.mul(&eager.sigmoid(&logits), &weight);
     let both = eager.sum(&eager.mul(&p, &target), &[1]);
     let sum = eager.add(&eager.sum(&p, &[1]), &eager.sum(&target, &[1]));
     let dice = eager.div(&eager.offset(&eager.scale(&both, 2.0), 1.0), &eager.offset(&sum, 1.0));
-    let dice = eager.offset(&eager.scale(&eager.mean_all(&dice), -1.0), 1.0);
+    let counted: Vec<f32> = asked.iter().map(|k| f32::from(u8::from(present.contains(k)))).collect();
+    let dice = eager.sum_all(&eager.mul(&dice, &Var::constant(&[m, 1], counted)));
+    let dice = eager.offset(&eager.scale(&dice, -1.0 / present.len().max(1) as f32), 1.0);
 
     // Background competes with logit 0, as it does when labels are composed.
     let background = Var::constant(&[1, n * n], vec![0.0; n * n]);
     let scores = eager.permute(&eager.concat(&[background, logits.clone()], 0), &[1, 0]);
     let mut share = vec![0.0f32; n * n * (m + 1)];
     for i in 0..n * n {
-        let mut rest = 1.0;
+        let mut rest = sure[i];
         for k in 0..m {
             share[i * (m + 1) + k + 1] = truth[k * n * n + i];
             rest -= truth[k * n * n + i];

@@ -127,6 +127,10 @@ def main():
     head = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, k))
     trainable = [tokens, *head.parameters(), *decoder.parameters(), *prompts.parameters()]
     trainable += [p for p in encoder.parameters() if p.requires_grad]
+    # Ours names the output tokens too: each learns from the start which structure it stands for.
+    decoder.transformer.register_forward_pre_hook(
+        lambda _, a: (a[0], a[1], torch.cat([a[2][:, :5] + tokens, a[2][:, 5:]], 1))
+    )
     named = {"class_tokens": tokens}
     named |= {f"classifier.fc{1 + i // 2}.{part}": p for i, l in ((0, head[0]), (2, head[2])) for part, p in l.named_parameters()}
     for prefix, module in (("image_encoder.", encoder), ("prompt_encoder.", prompts), ("mask_decoder.", decoder)):

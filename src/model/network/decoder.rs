@@ -24,7 +24,10 @@ pub fn decode<O: Ops>(ops: &O, embedding: &O::T, boxes: &O::T, class_tokens: Opt
 
     let mut tokens = vec![output_tokens(ops, m), box_tokens(ops, boxes, h, w)];
     if let Some(class) = class_tokens {
-        tokens.push(ops.reshape(class, &[m, 1, EMBED]));
+        let class = ops.reshape(class, &[m, 1, EMBED]);
+        // The mask's own token learns its name as well, not only what it is asked.
+        tokens[0] = ops.add(&tokens[0], &class);
+        tokens.push(class);
     }
     let tokens = ops.concat(&tokens, 1);
     let no_mask = ops.reshape(&ops.param("prompt_encoder.no_mask_embed.weight"), &[EMBED]);

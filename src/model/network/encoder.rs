@@ -26,6 +26,7 @@ pub fn encode_stem<O: Ops>(ops: &O, image: &O::T) -> O::T {
 pub fn encode_from_stem<O: Ops>(ops: &O, stem: &O::T) -> O::T {
     let mut x = stem.clone();
     for stage in 1..4 {
+        x = placed(ops, &x, &format!("image_encoder.layers.{stage}.position"));
         for block in 0..DEPTHS[stage] {
             x = vit_block(
                 ops,
@@ -41,12 +42,42 @@ pub fn encode_from_stem<O: Ops>(ops: &O, stem: &O::T) -> O::T {
         }
     }
     let edge = edge_of(ops, &x);
+    x = placed(ops, &x, "image_encoder.neck.position");
     // The neck's 1x1 convolution and LayerNorm2d are a linear and a layer norm while channels come last.
     let x = linear_lora(ops, &x, "image_encoder.neck.0");
     let x = norm(ops, &x, "image_encoder.neck.1", LN2D_EPS);
     let x = conv(ops, &to_image(ops, &x, edge, edge), "image_encoder.neck.2", 1, 1, 1);
     let x = norm(ops, &to_tokens(ops, &x), "image_encoder.neck.3", LN2D_EPS);
     to_image(ops, &x, edge, edge)
+}
+
+/// Features of a place: what [`placed`] maps to channels.
+pub const PLACE: usize = 14;
+
+/// Adds where in the crop each token lies, `[N,h*w,C]`, where the adapter carries `name.weight` `[C, PLACE]`.
+///
+/// TinyViT's attention knows distances only, in absolute value: left and right of a cell look alike, and nothing tells where
+/// in the image it is. A muscle's name depends on both, and a leg crop always shows the leg in the same place.
+fn placed<O: Ops>(ops: &O, x: &O::T, name: &str) -> O::T {
+    let weight = format!("{name}.weight");
+    if !ops.has_param(&weight) {
+        return x.clone();
+    }
+    let edge = edge_of(ops, x);
+    let at = |i: usize| 2.0 * (i as f32 + 0.5) / edge as f32 - 1.0;
+    let mut features = Vec::with_capacity(edge * edge * PLACE);
+    for i in 0..edge * edge {
+        let (u, v) = (at(i % edge), at(i / edge));
+        features.extend([u, v]);
+        for t in [u, v] {
+            for k in 1..=3u8 {
+                let phase = std::f32::consts::FRAC_PI_2 * f32::from(k) * t;
+                features.extend([phase.sin(), phase.cos()]);
+            }
+        }
+    }
+    let code = ops.linear(&ops.constant(&[1, edge * edge, PLACE], features), &ops.param(&weight), None);
+    ops.add(x, &code)
 }
 
 /// Edge of a square grid of tokens `[N, edge^2, C]`.

@@ -8,19 +8,23 @@
 mod classifier;
 mod decoder;
 mod encoder;
+mod feedback;
 mod layers;
 mod shapes;
 
 pub use classifier::{Classified, classify, classify_with_dropout};
 pub use decoder::{Decoded, decode};
-pub use encoder::{encode, encode_from_stem, encode_stem};
+pub use encoder::{PLACE, encode, encode_from_stem, encode_stem};
+pub use feedback::{FEEDBACK, feedback, feedback_shapes, normalised};
 pub use layers::linear_lora;
 pub(crate) use shapes::check_deltas;
 pub use shapes::{
     LoraTarget, ShapeError, Shapes, check_adapter_shapes, check_base_shapes, check_image_size, expected_base_shapes,
-    lora_targets,
+    lora_targets, position_shapes,
 };
 
+/// Version of this definition: an adapter trained with another one does not fit, whatever its shapes say.
+pub const NETWORK_VERSION: u32 = 2;
 /// Channels of the image embedding, the tokens and the classifier.
 pub const EMBED: usize = 256;
 /// Pixels of the input along one edge of an embedding cell.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{DEPTHS, DIMS, EMBED, HEADS, MASK_TOKENS, STRIDE, WINDOWS};
+use super::{DEPTHS, DIMS, EMBED, HEADS, MASK_TOKENS, PLACE, STRIDE, WINDOWS};
 
 /// Tensor shapes by name.
 pub type Shapes = BTreeMap<String, Vec<usize>>;
@@ -59,6 +59,16 @@ pub struct LoraTarget {
     pub outputs: usize,
     /// Whether it is a 1x1 convolution.
     pub convolution: bool,
+}
+
+/// Optional position codes of the encoder, which no base has: `[C, PLACE]` before each attention stage and the neck.
+pub fn position_shapes() -> Shapes {
+    let mut s = Shapes::new();
+    for stage in 1..DIMS.len() {
+        put(&mut s, &format!("image_encoder.layers.{stage}.position.weight"), &[DIMS[stage], PLACE]);
+    }
+    put(&mut s, "image_encoder.neck.position.weight", &[DIMS[3], PLACE]);
+    s
 }
 
 /// Accepts an input size of the encoder: a multiple of 32, at most 2048.
@@ -273,6 +283,9 @@ pub(crate) fn check_deltas(adapter: &Shapes) -> Result<(), ShapeError> {
 }
 
 fn check_parts(adapter: &Shapes, expected: &Shapes) -> Result<(), ShapeError> {
+    let mut expected = expected.clone();
+    expected.extend(position_shapes());
+    expected.extend(super::feedback_shapes());
     let targets: BTreeMap<String, LoraTarget> = lora_targets().into_iter().map(|t| (t.name.clone(), t)).collect();
     for (name, found) in adapter {
         if let Some(expected) = expected.get(name) {

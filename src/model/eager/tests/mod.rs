@@ -3,6 +3,7 @@
 
 mod forward;
 mod gradients;
+mod method;
 mod network;
 
 use rand::{Rng, SeedableRng};
