@@ -27,6 +27,9 @@ pub mod pipeline;
 pub mod evaluate;
 #[cfg(feature = "train")]
 pub mod train;
+// Floor 6: experiments over the training host.
+#[cfg(feature = "train")]
+pub mod experiment;
 // Floor 7: the service. Floor 8: the commands.
 pub mod cli;
 pub mod daemon;

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::adapter::Adapter;
 use crate::evaluate::{AdapterEvaluation, EvaluationSetting, LabelCost, Prompt, Table, evaluate_adapter, html};
 use crate::model::weights::{BaseWeights, load, load_or_fetch};
-use crate::train::{Case, Manifest, Use, load_cases};
+use crate::train::{Case, Manifest, load_cases};
 
 /// Compare an adapter's masks with the truth: automatic as in serving, prompt-free, with true boxes, without adaptation.
 #[derive(Args, Debug)]
@@ -84,7 +84,7 @@ pub fn run(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
         names: args.names,
     };
     let manifest = Manifest::load(args.manifest.as_ref().context("--manifest is missing")?)?;
-    let cases = load_cases(&manifest, &adapter.meta.task, |e| e.usage != Use::Train)?;
+    let cases = load_cases(&manifest, &adapter.meta.task, |e| e.usage.tested())?;
     let evaluation = evaluation_of(&adapter, &base, &cases, &setting)?;
     print_table(&evaluation.table, &args.title);
     if let Some(out) = &args.out {

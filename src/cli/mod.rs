@@ -10,6 +10,8 @@ mod doctor;
 #[cfg(feature = "train")]
 pub mod evaluate;
 #[cfg(feature = "train")]
+mod experiment;
+#[cfg(feature = "train")]
 mod label_next;
 #[cfg(feature = "train")]
 mod labels;
@@ -68,6 +70,9 @@ enum Command {
     /// Train an adapter on labelled slices
     #[cfg(feature = "train")]
     Train(train::TrainArgs),
+    /// Run a plan of experiments and report on it
+    #[cfg(feature = "train")]
+    Experiment(experiment::ExperimentArgs),
     /// Compare an adapter's masks with the truth: automatic as in serving, and with true boxes
     #[cfg(feature = "train")]
     Evaluate(evaluate::EvaluateArgs),
@@ -118,6 +123,8 @@ pub fn main() -> ExitCode {
         Command::Labels(args) => labels::run(&args),
         #[cfg(feature = "train")]
         Command::Train(args) => train::run(&args),
+        #[cfg(feature = "train")]
+        Command::Experiment(args) => experiment::run(&args),
         #[cfg(feature = "train")]
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Bench(args) => bench::run(&args),

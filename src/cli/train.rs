@@ -126,8 +126,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     );
     println!("loss curve: {} and .svg beside it", curve.display());
 
-    if !args.no_evaluation && manifest.volume.iter().any(|e| e.usage != Use::Train) {
-        let tests: Vec<Case> = load_cases(&manifest, &task, |e| e.usage != Use::Train)?;
+    if !args.no_evaluation && manifest.volume.iter().any(|e| e.usage.tested()) {
+        let tests: Vec<Case> = load_cases(&manifest, &task, |e| e.usage.tested())?;
         let setting = EvaluationSetting { overlays: true, ..EvaluationSetting::default() };
         let evaluation = evaluation_of(&adapter, &base, &tests, &setting)?;
         print_table(&evaluation.table, "Evaluation");

@@ -479,24 +479,6 @@ fn wanted(view: &LegView, options: &SegmentOptions) -> bool {
     options.side.is_none() || view.leg.side.is_none() || view.leg.side == options.side
 }
 
-impl Maps {
-    /// Doubt of each voxel, given the labels before clean-up; see [`Segmentation::doubt`].
-    fn doubt(&self, before: &[u8]) -> Vec<f32> {
-        let n = self.passes.len().max(1) as f32;
-        let mut out = self.entropy.clone();
-        for (i, d) in out.iter_mut().enumerate() {
-            let label = self.labels.data[i];
-            if label != before[i] {
-                *d = 1.0;
-                continue;
-            }
-            let other = self.passes.iter().filter(|p| p.data[i] != label).count() as f32;
-            *d = d.max(other / n);
-        }
-        out
-    }
-}
-
 fn add(sum: &mut DecoderOutput, other: &DecoderOutput) {
     for (s, o) in sum.masks.iter_mut().zip(&other.masks) {
         s.data.iter_mut().zip(&o.data).for_each(|(a, b)| *a += b);

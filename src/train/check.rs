@@ -105,6 +105,10 @@ impl Notes<'_> {
 fn check_entry(entry: &Entry, task: &Task) -> Vec<Finding> {
     let mut notes = Notes { volume: &entry.name, all: Vec::new() };
     let (Some(images), Some(path)) = (&entry.images, &entry.labels) else { return Vec::new() };
+    // Its labels, where it has any, are not used.
+    if entry.usage == Use::Unlabelled {
+        return Vec::new();
+    }
     if let Err((problem, remedy)) = look(entry, images, path, task, &mut notes) {
         notes.add(Severity::Error, None, "", problem, remedy);
     }

@@ -87,6 +87,13 @@ pub enum Use {
     Unlabelled,
 }
 
+impl Use {
+    /// Whether slices of the volume are evaluated.
+    pub fn tested(self) -> bool {
+        matches!(self, Use::Test | Use::Both)
+    }
+}
+
 /// One volume of the manifest.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,325 @@
+//! The report over all results: tables with intervals, paired tests, the curve of quality over labelled slices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use super::plan::{Arm, Plan};
+use super::record::Record;
+use crate::evaluate::statistics::{Crossed, bootstrap_crossed_mean_ci, bootstrap_mean_ci, holm, wilcoxon_signed_rank};
+use crate::evaluate::{CaseRow, Prompt};
+use crate::image::plot::{Axis, Plot, Series};
+
+const LEVEL: f64 = 0.95;
+const ROUNDS: usize = 4000;
+const SEED: u64 = 7;
+
+/// Mean over structures of one figure, by subject and draw.
+type BySubject = BTreeMap<(usize, usize), f64>;
+
+/// Writes PATH.md and PATH-slices.svg; returns what was written.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn report(plan: &Plan, records: &[Record], out: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut text = String::from("# Few labelled slices: the method, its parts and its opponents\n\n");
+    text.push_str(&protocol(plan, records));
+    text.push_str(&main_table(plan, records));
+    text.push_str(&comparisons(plan, records));
+    text.push_str(&structures(plan, records));
+    text.push_str(&bounds(plan, records));
+    text.push_str(&costs(plan, records));
+    let markdown = out.with_added_extension("md");
+    std::fs::write(&markdown, text)?;
+    let mut name = out.file_name().unwrap_or_default().to_os_string();
+    name.push("-slices.svg");
+    let picture = out.with_file_name(name);
+    std::fs::write(&picture, curve(plan, records))?;
+    Ok(vec![markdown, picture])
+}
+
+/// Records of an arm at a number of slices.
+fn of<'a>(records: &'a [Record], arm: &str, slices: usize) -> Vec<&'a Record> {
+    records.iter().filter(|r| r.key.arm == arm && r.key.slices == slices).collect()
+}
+
+/// The prompt that an arm is judged by.
+fn main_prompt(record: &Record) -> Prompt {
+    let has = |p: Prompt| record.table.cases.iter().any(|c| c.prompt == p);
+    if has(Prompt::Automatic) { Prompt::Automatic } else { Prompt::ZeroShotTrueBox }
+}
+
+fn by_subject(records: &[&Record], prompt: Option<Prompt>, figure: impl Fn(&CaseRow) -> Option<f64>) -> BySubject {
+    let mut sums: BTreeMap<(usize, usize), (f64, f64)> = BTreeMap::new();
+    for r in records {
+        let prompt = prompt.unwrap_or_else(|| main_prompt(r));
+        for c in r.table.cases.iter().filter(|c| c.prompt == prompt) {
+            if let Some(v) = figure(c) {
+                let s = sums.entry((c.case, r.key.draw)).or_default();
+                *s = (s.0 + v, s.1 + 1.0);
+            }
+        }
+    }
+    sums.into_iter().map(|(k, (s, n))| (k, s / n)).collect()
+}
+
+fn mean(values: &BySubject) -> f64 {
+    values.values().sum::<f64>() / values.len().max(1) as f64
+}
+
+fn interval(values: &BySubject) -> (f64, f64) {
+    let crossed: Vec<Crossed> =
+        values.iter().map(|(&(subject, draw), &value)| Crossed { subject, draw, value }).collect();
+    bootstrap_crossed_mean_ci(&crossed, LEVEL, ROUNDS, SEED)
+}
+
+fn counts(arm: &Arm) -> Vec<(usize, usize)> {
+    let mut all: Vec<(usize, usize)> = arm.runs.iter().filter_map(|(n, d)| Some((n.parse().ok()?, *d))).collect();
+    all.sort_unstable();
+    all
+}
+
+fn protocol(plan: &Plan, records: &[Record]) -> String {
+    let commits: BTreeSet<&str> = records.iter().map(|r| r.commit.as_str()).collect();
+    let subjects: BTreeSet<usize> = records.iter().flat_map(|r| r.table.cases.iter().map(|c| c.case)).collect();
+    format!(
+        "Split by subject: {} subjects to test on, none of whose images is seen in training; labelled and unlabelled slices come \
+         from the others. A draw is a set of labelled slices, spread over subjects and along the limb, the same for every arm. \
+         Figures are fully automatic (the classifier's activation maps prompt) over whole volumes, slices without a structure \
+         included, mean over structures; intervals are 95 %, by a bootstrap over subjects and draws (Owen's pigeonhole). HD95 and \
+         ASSD leave out structures that only one of truth and result has; those are counted as missing, with Dice 0. Seed {}, \
+         commits {}. Metric conventions: docs/metrics.md.\n\n",
+        subjects.len(),
+        plan.seed,
+        commits.into_iter().collect::<Vec<_>>().join(", ")
+    )
+}
+
+fn main_table(plan: &Plan, records: &[Record]) -> String {
+    let mut out = String::from(
+        "## All arms\n\n| arm | slices | draws (planned) | Dice [95 % CI] | least subject | HD95 mm | ASSD mm | NSD | missing |\n\
+         |---|---:|---:|---|---:|---:|---:|---:|---:|\n",
+    );
+    for arm in &plan.arm {
+        for (n, planned) in counts(arm) {
+            let rs = of(records, &arm.name, n);
+            if rs.is_empty() {
+                let _ = writeln!(out, "| {} | {n} | 0 ({planned}) | not run yet | | | | | |", arm.name);
+                continue;
+            }
+            let dice = by_subject(&rs, None, |c| c.agreement.dice);
+            let (low, high) = interval(&dice);
+            let m = |f: fn(&CaseRow) -> Option<f64>| mean(&by_subject(&rs, None, f));
+            let missing: usize = rs
+                .iter()
+                .flat_map(|r| r.table.cases.iter().filter(|c| c.prompt == main_prompt(r)))
+                .filter(|c| c.agreement.dice.is_some() && c.agreement.hd95_mm.is_none())
+                .count();
+            let _ = writeln!(
+                out,
+                "| {} | {n} | {} ({planned}) | **{:.3}** [{low:.3}, {high:.3}] | {:.3} | {:.1} | {:.2} | {:.3} | {missing} |",
+                arm.name,
+                rs.len(),
+                mean(&dice),
+                dice.values().copied().fold(f64::INFINITY, f64::min),
+                m(|c| c.agreement.hd95_mm),
+                m(|c| c.agreement.assd_mm),
+                m(|c| c.agreement.nsd),
+            );
+        }
+    }
+    out.push_str("\nWhat the arms are:\n");
+    for arm in &plan.arm {
+        let _ = writeln!(out, "- `{}`: {}", arm.name, arm.about);
+    }
+    out.push('\n');
+    out
+}
+
+/// What an arm is compared with: what its settings or tensors come from, else the first arm.
+fn reference<'a>(plan: &'a Plan, arm: &'a Arm) -> Option<&'a str> {
+    let first = plan.arm.first()?.name.as_str();
+    let own = arm.tensors_of.as_deref().or(arm.like.as_deref().filter(|_| arm.stage > 0)).unwrap_or(first);
+    (arm.name != own).then_some(own)
+}
+
+fn comparisons(plan: &Plan, records: &[Record]) -> String {
+    struct Row {
+        arm: String,
+        with: String,
+        slices: usize,
+        draws: usize,
+        difference: f64,
+        interval: (f64, f64),
+        p: f64,
+        n: usize,
+    }
+    let mut rows = Vec::new();
+    for arm in &plan.arm {
+        let Some(with) = reference(plan, arm) else { continue };
+        for (slices, _) in counts(arm) {
+            let a = by_subject(&of(records, &arm.name, slices), None, |c| c.agreement.dice);
+            let b = by_subject(&of(records, with, slices), None, |c| c.agreement.dice);
+            let mut subjects: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+            let mut draws = BTreeSet::new();
+            for (&(subject, draw), v) in &a {
+                if let Some(w) = b.get(&(subject, draw)) {
+                    subjects.entry(subject).or_default().push(v - w);
+                    draws.insert(draw);
+                }
+            }
+            if subjects.is_empty() {
+                continue;
+            }
+            // One value per subject: draws of the same subject are no independent observations.
+            let per: Vec<f64> = subjects.values().map(|v| v.iter().sum::<f64>() / v.len() as f64).collect();
+            let groups: Vec<Vec<f64>> = subjects.into_values().collect();
+            let w = wilcoxon_signed_rank(&per);
+            rows.push(Row {
+                arm: arm.name.clone(),
+                with: with.into(),
+                slices,
+                draws: draws.len(),
+                difference: per.iter().sum::<f64>() / per.len() as f64,
+                interval: bootstrap_mean_ci(&groups, LEVEL, ROUNDS, SEED),
+                p: w.p,
+                n: per.len(),
+            });
+        }
+    }
+    let corrected = holm(&rows.iter().map(|r| r.p).collect::<Vec<_>>());
+    let mut out = String::from(
+        "## Differences\n\nDice of the arm minus Dice of what it is compared with, on the same draws and subjects. p: Wilcoxon's \
+         signed-rank test over subjects (mean over draws), corrected after Holm over all rows. A negative sign means that what the \
+         arm changes was worth having.\n\n| arm | compared with | slices | draws | difference [95 % CI] | p (Holm) | subjects |\n\
+         |---|---|---:|---:|---|---:|---:|\n",
+    );
+    for (r, p) in rows.iter().zip(corrected) {
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {} | {:+.3} [{:+.3}, {:+.3}] | {} | {} |",
+            r.arm,
+            r.with,
+            r.slices,
+            r.draws,
+            r.difference,
+            r.interval.0,
+            r.interval.1,
+            if p < 0.001 { "< 0.001".into() } else { format!("{p:.3}") },
+            r.n
+        );
+    }
+    out.push('\n');
+    out
+}
+
+fn structures(plan: &Plan, records: &[Record]) -> String {
+    let mut out =
+        String::from("## By structure\n\nMean Dice over subjects and draws; in brackets HD95, mm.\n\n| arm | slices |");
+    for k in &plan.structures {
+        let _ = write!(out, " {k} |");
+    }
+    let _ = write!(out, "\n|---|---:|{}\n", "---|".repeat(plan.structures.len()));
+    for arm in plan.arm.iter().filter(|a| a.stage == 0) {
+        for (n, _) in counts(arm) {
+            let rs = of(records, &arm.name, n);
+            if rs.is_empty() {
+                continue;
+            }
+            let _ = write!(out, "| {} | {n} |", arm.name);
+            for k in &plan.structures {
+                let of_structure = |f: fn(&CaseRow) -> Option<f64>| {
+                    mean(&by_subject(&rs, None, |c| f(c).filter(|_| &c.structure == k)))
+                };
+                let _ = write!(
+                    out,
+                    " {:.3} ({:.1}) |",
+                    of_structure(|c| c.agreement.dice),
+                    of_structure(|c| c.agreement.hd95_mm)
+                );
+            }
+            out.push('\n');
+        }
+    }
+    out.push('\n');
+    out
+}
+
+fn bounds(plan: &Plan, records: &[Record]) -> String {
+    let mut out = String::from(
+        "## Prompts\n\nThe same adapters asked otherwise, on the draws where that was evaluated. The true box knows the answer's place \
+         and presence: an upper bound.\n\n| arm | slices | automatic | prompt-free, one round | true box |\n|---|---:|---:|---:|---:|\n",
+    );
+    for arm in plan.arm.iter().filter(|a| a.bounds > 0) {
+        for (n, _) in counts(arm) {
+            let rs: Vec<&Record> = of(records, &arm.name, n).into_iter().filter(|r| r.key.draw < arm.bounds).collect();
+            if rs.is_empty() {
+                continue;
+            }
+            let dice = |p: Prompt| mean(&by_subject(&rs, Some(p), |c| c.agreement.dice));
+            let _ = writeln!(
+                out,
+                "| {} | {n} | {:.3} | {:.3} | {:.3} |",
+                arm.name,
+                dice(Prompt::Automatic),
+                dice(Prompt::PromptFree),
+                dice(Prompt::TrueBox)
+            );
+        }
+    }
+    out.push('\n');
+    out
+}
+
+fn costs(plan: &Plan, records: &[Record]) -> String {
+    let mut out = String::from(
+        "## Cost\n\nWall time of training on the threads named, two runs side by side on two cores; peak memory of the process, \
+         evaluation included.\n\n| arm | slices | minutes | threads | peak MiB | trained values | share of the base | pseudo-labelled slices |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for arm in plan.arm.iter().filter(|a| a.tensors_of.is_none()) {
+        for (n, _) in counts(arm) {
+            let rs = of(records, &arm.name, n);
+            let Some(last) = rs.last() else { continue };
+            let m = |f: &dyn Fn(&Record) -> f64| rs.iter().map(|r| f(r)).sum::<f64>() / rs.len() as f64;
+            let _ = writeln!(
+                out,
+                "| {} | {n} | {:.1} | {} | {:.0} | {} | {:.1} % | {:.0} |",
+                arm.name,
+                m(&|r| r.train_seconds / 60.0),
+                last.threads,
+                rs.iter().map(|r| r.peak_mib).fold(0.0, f64::max),
+                last.parameters,
+                100.0 * last.share,
+                m(&|r| r.pseudo as f64)
+            );
+        }
+    }
+    out
+}
+
+/// Quality over labelled slices, one line for each arm that has more than one number of slices.
+fn curve(plan: &Plan, records: &[Record]) -> String {
+    let mut series = Vec::new();
+    for arm in plan.arm.iter().filter(|a| a.runs.len() > 1) {
+        let (mut points, mut band) = (Vec::new(), Vec::new());
+        for (n, _) in counts(arm) {
+            let rs = of(records, &arm.name, n);
+            if !rs.is_empty() {
+                let dice = by_subject(&rs, None, |c| c.agreement.dice);
+                let (low, high) = interval(&dice);
+                points.push([n as f64, mean(&dice)]);
+                band.push([low, high]);
+            }
+        }
+        series.push(Series::banded(&arm.name, points, band));
+    }
+    Plot {
+        title: "Dice on unseen subjects, nine structures, automatic".into(),
+        x: Axis { label: "labelled slices".into(), log: true, ..Axis::default() },
+        y: Axis { label: "mean Dice, 95 % interval".into(), ..Axis::default() },
+        series,
+        ..Plot::default()
+    }
+    .svg()
+}
