@@ -122,7 +122,7 @@ fn a_good_annotation_passes_without_a_word_and_each_mistake_is_named() {
     assert!(s.check_with("").iter().any(|f| f.severity == Severity::Error), "labels in the air");
 
     // Small things.
-    let one = |z: usize, x: usize, y: usize, v: u8| if z == 2 { v } else { u8::from(x + y == 0) * v };
+    let one = |z: usize, x: usize, y: usize, v: u8| if z == 2 && right(x, y, z) { v } else { 0 };
     let (cx, cy) = {
         let i =
             (0..256 * 128).filter(|i| truth[2 * 256 * 128 + i] == 3 && right(i % 256, i / 256, 2)).collect::<Vec<_>>();

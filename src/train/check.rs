@@ -17,6 +17,8 @@ use crate::terms::{Side, Task};
 const OVERLAP: f64 = 0.05;
 /// Share of a structure that may lie outside every leg or on another leg.
 const ASTRAY: f64 = 0.5;
+/// Share of all labels on the leg that `side` does not name, from which `side` is taken to be wrong.
+const OTHER_LEG: f64 = 0.9;
 /// A structure may lie this far on the wrong side of another before the two count as swapped, millimetres.
 const SWAPPED_MM: f64 = 3.0;
 /// An island is smaller than this and than a tenth of the structure's largest piece on the slice, square millimetres.
@@ -333,7 +335,7 @@ fn sides(entry: &Entry, labels: &Labels<'_>, legs: &[Leg], notes: &mut Notes<'_>
         here += on(&labels.masks[a.segment], side);
         there += on(&labels.masks[a.segment], other);
     }
-    if there > here {
+    if there as f64 > OTHER_LEG * (here + there) as f64 {
         notes.add(
             Severity::Error,
             None,
