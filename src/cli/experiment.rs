@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 
 use super::evaluate::base_weights;
-use crate::experiment::{Lab, Plan, RunKey, Told, claim, records, report, tensors_path};
+use crate::experiment::{Lab, Plan, Record, RunKey, Told, claim, records, report, tensors_path};
 use crate::train::{Event, PHASES};
 
 /// Run a plan of experiments; report on what was run.
@@ -114,6 +114,14 @@ fn execute(args: &RunArgs) -> anyhow::Result<ExitCode> {
             .as_ref()
             .is_some_and(|of| !tensors_path(&args.work, &RunKey { arm: of.clone(), ..key.clone() }).exists());
         let held = args.work.join(key.stem()).with_added_extension("claim");
+        if result.exists() {
+            let made = Record::load(&result)?;
+            ensure!(
+                made.settings_sha256 == lab.settings(arm, key)?.sha256(),
+                "{} was made with other settings than the plan has now: remove it to run it again",
+                result.display()
+            );
+        }
         if result.exists() || waits || !claim(&held)? {
             skipped += 1;
             continue;

@@ -136,6 +136,16 @@ impl<'a> Lab<'a> {
         Ok(cases.into_iter().map(|(_, c)| c).collect())
     }
 
+    /// The settings of an arm's run: the arm's own, and a seed of the plan, the number of slices and the draw.
+    ///
+    /// # Errors
+    /// [`ExperimentError::Plan`].
+    pub fn settings(&self, arm: &Arm, key: &RunKey) -> Result<TrainSettings, ExperimentError> {
+        let mut settings = self.plan.settings(arm).map_err(ExperimentError::Plan)?;
+        settings.seed = self.plan.seed ^ ((key.slices as u64) << 32) ^ key.draw as u64;
+        Ok(settings)
+    }
+
     /// Runs one arm on one draw. `work` holds checkpoints.
     ///
     /// # Errors
@@ -148,8 +158,7 @@ impl<'a> Lab<'a> {
         work: &Path,
         tell: &mut dyn FnMut(Told),
     ) -> Result<Record, ExperimentError> {
-        let mut settings = self.plan.settings(arm).map_err(ExperimentError::Plan)?;
-        settings.seed = self.plan.seed ^ ((key.slices as u64) << 32) ^ key.draw as u64;
+        let settings = self.settings(arm, key)?;
         let begin = Instant::now();
         let mut pseudo = 0;
         let mut volumes = 0;
