@@ -121,7 +121,7 @@ impl Default for TrainSettings {
             decoder_rank: 3,
             whole: vec!["mask_decoder.output_upscaling.".into(), "mask_decoder.mask_tokens.".into()],
             position: true,
-            steps: 600,
+            steps: 900,
             warm_up: 30,
             lr: 5e-4,
             head_factor: 10.0,
