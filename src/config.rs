@@ -60,6 +60,10 @@ pub struct Config {
     pub model: Model,
     /// What is done with results.
     pub results: Results,
+    /// When results go to every archive.
+    pub gate: Gate,
+    /// Alerts when served cases no longer look like the calibration set.
+    pub drift: Drift,
 }
 
 /// This box on the network.
@@ -138,6 +142,9 @@ pub struct Archive {
     pub ae_title: String,
     /// Host name or address, and port: `10.0.0.5:104`.
     pub address: String,
+    /// The researcher's own: may get results while the site is in its pilot.
+    #[serde(default)]
+    pub researcher: bool,
 }
 
 /// When a series is complete and which series are segmented.
@@ -206,6 +213,113 @@ pub struct Results {
 impl Default for Results {
     fn default() -> Self {
         Results { bar: 70.0, below_bar: BelowBar::Mark, series_number: 9000 }
+    }
+}
+
+/// Whether a site's results go out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GateMode {
+    /// Results are for review until the bar is met.
+    Pilot,
+    /// Results go to every archive.
+    #[default]
+    Production,
+}
+
+/// Where results go in the pilot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PilotTo {
+    /// Nowhere: they wait on this box.
+    #[default]
+    Hold,
+    /// To archives with `researcher = true`.
+    Researcher,
+}
+
+/// What happens when the bar is met.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Promote {
+    /// Status says so; a person sets `gate.mode`.
+    #[default]
+    Manual,
+    /// Results go to production from then on, for this adapter.
+    Automatic,
+}
+
+/// The site's gate between pilot and production.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Gate {
+    /// Pilot or production.
+    pub mode: GateMode,
+    /// Where results go in the pilot.
+    pub pilot_to: PilotTo,
+    /// The newest so many cases on which a person decided are judged.
+    pub accept_cases: usize,
+    /// Share of them that must pass: accepted, and at or above the two bars below.
+    pub accept_share: f64,
+    /// Least SegEx verdict of a case that passes.
+    pub least_verdict: Verdict,
+    /// Least SegEx score of a case that passes.
+    pub least_score: f64,
+    /// Least mean Dice against corrected segmentations; 0 asks for none.
+    pub least_dice: f64,
+    /// So many of the cases must have been corrected, where a Dice is asked for.
+    pub dice_cases: usize,
+    /// What happens when the bar is met.
+    pub promote: Promote,
+}
+
+/// A SegEx verdict as the settings name it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Verdict {
+    /// Use as is.
+    A,
+    /// Minor edits.
+    #[default]
+    B,
+    /// Major edits.
+    C,
+    /// Redo.
+    D,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Gate {
+            mode: GateMode::Production,
+            pilot_to: PilotTo::Hold,
+            accept_cases: 20,
+            accept_share: 0.9,
+            least_verdict: Verdict::B,
+            least_score: 70.0,
+            least_dice: 0.0,
+            dice_cases: 5,
+            promote: Promote::Manual,
+        }
+    }
+}
+
+/// Alerts on drift.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Drift {
+    /// Whether served cases are held against the calibration set.
+    pub enabled: bool,
+    /// Newest cases whose median counts.
+    pub window: usize,
+    /// No alert over fewer cases.
+    pub least_cases: usize,
+    /// Standard errors from the calibration set at which an alert begins.
+    pub z: f64,
+}
+
+impl Default for Drift {
+    fn default() -> Self {
+        Drift { enabled: true, window: 20, least_cases: 8, z: 3.0 }
     }
 }
 
@@ -334,6 +448,26 @@ impl Config {
         if self.series.max_wait_seconds < self.series.quiet_seconds {
             return refuse("series.max_wait_seconds", "is shorter than series.quiet_seconds".into());
         }
+        range("gate.accept_cases", self.gate.accept_cases as u64, 1, 10_000)?;
+        if self.gate.least_dice > 0.0 {
+            range("gate.dice_cases", self.gate.dice_cases as u64, 1, self.gate.accept_cases as u64)?;
+        }
+        for (key, value, most) in [
+            ("gate.accept_share", self.gate.accept_share, 1.0),
+            ("gate.least_score", self.gate.least_score, 100.0),
+            ("gate.least_dice", self.gate.least_dice, 1.0),
+            ("drift.z", self.drift.z, 100.0),
+        ] {
+            if !(0.0..=most).contains(&value) {
+                return refuse(key, format!("is {value}; expected 0 to {most}"));
+            }
+        }
+        let researcher = self.archive.iter().any(|a| a.researcher);
+        if self.gate.mode == GateMode::Pilot && self.gate.pilot_to == PilotTo::Researcher && !researcher {
+            return refuse("gate.pilot_to", "is \"researcher\" and no [[archive]] has researcher = true".into());
+        }
+        range("drift.window", self.drift.window as u64, 1, 1_000)?;
+        range("drift.least_cases", self.drift.least_cases as u64, 1, self.drift.window as u64)?;
         if !(0.0..=100.0).contains(&self.results.bar) {
             return refuse("results.bar", format!("is {}; expected 0 to 100", self.results.bar));
         }
@@ -434,6 +568,9 @@ mod tests {
             ("[station]\nae_title = \"A MUCH TOO LONG TITLE\"\n", "expected 1 to 16"),
             ("[[archive]]\nae_title = \"PACS\"\naddress = \"nowhere\"\n", "archive[0].address"),
             ("[series]\nquiet_seconds = 60\nmax_wait_seconds = 5\n", "series.max_wait_seconds is shorter"),
+            ("[gate]\nmode = \"pilot\"\npilot_to = \"researcher\"\n", "no [[archive]] has researcher = true"),
+            ("[gate]\naccept_cases = 3\nleast_dice = 0.9\n", "gate.dice_cases is 5; expected 1 to 3"),
+            ("[drift]\nwindow = 5\n", "drift.least_cases is 8; expected 1 to 5"),
         ] {
             let e = Effective::parse(text, "f", &[]).unwrap_err().to_string();
             assert!(e.contains(want), "{e}");

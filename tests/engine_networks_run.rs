@@ -32,6 +32,7 @@ fn adapter(base: &BaseWeights) -> Adapter {
             crop: CropRule::default(),
             lora: Lora { encoder_rank: settings.encoder_rank, decoder_rank: settings.decoder_rank },
             shape: Vec::new(),
+            reference: Vec::new(),
             provenance: Provenance {
                 tool: "test".into(),
                 seed: 0,

@@ -63,6 +63,12 @@ impl Adapter {
         if m.presence.iter().any(|p| !(0.0..=1.0).contains(&p.threshold)) {
             return problem("a presence threshold lies outside 0 to 1".into());
         }
+        for r in &m.reference {
+            let spreads = [r.area, r.intensity, r.score];
+            if spreads.iter().flatten().any(|s| !s.mean.is_finite() || !s.sd.is_finite() || s.sd < 0.0) {
+                return problem(format!("calibration statistics of {} are malformed", r.key));
+            }
+        }
         for s in &m.shape {
             if s.mean.iter().chain(s.precision.iter().flatten()).any(|v| !v.is_finite()) {
                 return problem(format!("shape statistics of {} are malformed", s.key));

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Reference;
 use crate::pipeline::{CropRule, Prompting};
 use crate::segex::ShapeStatistics;
 use crate::terms::Task;
@@ -34,6 +35,9 @@ pub struct AdapterMeta {
     pub presence: Vec<Presence>,
     /// Shape of each structure over the labelled slices, for SegEx C4; may be empty.
     pub shape: Vec<ShapeStatistics>,
+    /// What the calibration set looked like, for drift; empty in adapters that were made before it was kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reference: Vec<Reference>,
     /// How it was made.
     pub provenance: Provenance,
 }

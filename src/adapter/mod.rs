@@ -5,6 +5,7 @@
 
 mod check;
 mod meta;
+mod reference;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -19,6 +20,7 @@ use crate::pipeline::ModelInfo;
 
 pub use check::TRAINABLE_SHARE;
 pub use meta::{AdapterMeta, Lora, Presence, Provenance};
+pub use reference::{Reference, Spread, brightness, measure, measure_slice};
 
 /// Format of the file; another number is refused.
 pub const FORMAT: u32 = 2;

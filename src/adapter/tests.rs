@@ -42,6 +42,7 @@ fn sample() -> Adapter {
                 ShapeStatistics::fit("VL", &[[0.1, 1.0 / 3.0, 2.0 / 7.0, 0.9, 0.7], [0.23, 0.31, 0.17, 0.83, 0.61]])
                     .unwrap(),
             ],
+            reference: Vec::new(),
             provenance: Provenance {
                 tool: "scanside 0".into(),
                 seed: 1,

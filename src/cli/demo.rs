@@ -78,7 +78,11 @@ async fn demo(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     config.storage.state_dir = args.out.join("state");
     config.storage.min_free_mb = 64;
     config.modality.push(Modality { ae_title: "DEMO_MR".into(), address: None, quiet_seconds: Some(5) });
-    config.archive.push(Archive { ae_title: "DEMO_PACS".into(), address: archive.local_addr().to_string() });
+    config.archive.push(Archive {
+        ae_title: "DEMO_PACS".into(),
+        address: archive.local_addr().to_string(),
+        researcher: false,
+    });
     let daemon = Daemon::start(config.clone(), model, Clock::System).await?;
     say(&format!("box on {}, archive on {}", daemon.local_addr(), archive.local_addr()));
 

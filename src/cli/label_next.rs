@@ -111,6 +111,7 @@ pub(super) fn run(args: &LabelNextArgs) -> anyhow::Result<ExitCode> {
     for (i, source) in sources.iter().enumerate() {
         let mut own: Vec<usize> = picks.iter().filter(|p| p.series == i).map(|p| p.slice).collect();
         if own.is_empty() {
+            unlabelled(&mut manifest, source);
             continue;
         }
         own.sort_unstable();
@@ -239,7 +240,8 @@ fn names(folders: &[PathBuf]) -> Vec<String> {
 /// Slices of a folder that a manifest lists.
 fn taken(done: Option<&Manifest>, folder: &Path) -> Vec<usize> {
     let same = |p: &Path| p.canonicalize().is_ok_and(|p| p == folder);
-    let entries = done.into_iter().flat_map(|m| &m.volume).filter(|e| e.images.as_deref().is_some_and(same));
+    let labelled = done.into_iter().flat_map(|m| &m.volume).filter(|e| e.labels.is_some());
+    let entries = labelled.filter(|e| e.images.as_deref().is_some_and(same));
     entries.flat_map(|e| e.slices.clone().unwrap_or_else(|| (0..10_000).collect())).collect()
 }
 
@@ -405,8 +407,17 @@ fn head(structures: &[Structure]) -> String {
     )
 }
 
+fn text(s: &str) -> String {
+    toml::Value::String(s.to_string()).to_string()
+}
+
+/// A series to be looked at without labels.
+fn unlabelled(out: &mut String, source: &Source) {
+    let images = text(&source.folder.display().to_string());
+    let _ = write!(out, "\n[[volume]]\nname = {}\nimages = {images}\nuse = \"unlabelled\"\n", text(&source.name));
+}
+
 fn entry(out: &mut String, source: &Source, slices: &[usize], side: Option<Side>) {
-    let text = |s: &str| toml::Value::String(s.to_string()).to_string();
     let _ = write!(
         out,
         "\n[[volume]]\nname = {}\nimages = {}\nlabels = {}\nslices = {slices:?}\n",

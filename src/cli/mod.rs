@@ -17,6 +17,7 @@ mod label_next;
 mod labels;
 mod logging;
 mod phantom;
+mod review;
 mod segment;
 mod send;
 mod serve;
@@ -51,6 +52,8 @@ enum Command {
     Segment(segment::SegmentArgs),
     /// Show what came, what became of it, what waits
     Status(status::StatusArgs),
+    /// Results that wait for a person: list, accept, reject, compare with a correction
+    Review(review::ReviewArgs),
     /// Check what is ready and name the next command for what is not
     Doctor(doctor::DoctorArgs),
     /// Get the base weights
@@ -112,6 +115,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Segment(args) => segment::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Review(args) => review::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Weights(args) => weights::run(&args),
         Command::Send(args) => send::run(&args),

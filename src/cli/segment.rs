@@ -70,6 +70,7 @@ pub(super) fn run(args: &SegmentArgs) -> anyhow::Result<ExitCode> {
         key: result_key(&hashes, &identity, "segment"),
         bar: config.results.bar,
         hold_below_bar: false,
+        pilot: false,
         series_number: config.results.series_number,
     };
     let outputs = write_results(&series, &s, &files, &args.out)?;

@@ -15,7 +15,9 @@ use crate::model::network::NETWORK_VERSION;
 use crate::model::weights::BaseWeights;
 use crate::pipeline::CropRule;
 use crate::terms::{STRUCTURE_KEYS, Task, structure};
-use crate::train::{Case, Event, Manifest, PHASES, Progress, TrainSettings, TrainingSet, Use, adapt, load_cases};
+use crate::train::{
+    Case, Event, Manifest, PHASES, Progress, TrainSettings, TrainingSet, Use, adapt, load_cases, reference,
+};
 
 /// Train an adapter on labelled slices.
 #[derive(Args, Debug)]
@@ -109,7 +111,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         adapt(base.tensors(), &task, &cases, rule, &settings, Some(&checkpoint), &mut |e| log.hear(&e))?
     };
     let (set, tensors) = (adapted.set, adapted.tensors);
-    let adapter = adapter_of(args, &manifest, &task, &settings, &set, &base, rule, tensors)?;
+    let mut adapter = adapter_of(args, &manifest, &task, &settings, &set, &base, rule, tensors)?;
+    adapter.meta.reference = reference(&adapter, &base, &cases)?;
     adapter.save(&args.out)?;
     // Only a finished adapter makes the checkpoint useless; a default one is ours to remove.
     if args.checkpoint.is_none() {
@@ -214,6 +217,7 @@ fn adapter_of(
             lora: Lora { encoder_rank: settings.encoder_rank, decoder_rank: settings.decoder_rank },
             presence: task.structures.iter().map(|s| Presence { key: s.key.clone(), threshold: 0.5 }).collect(),
             shape: set.shapes.clone(),
+            reference: Vec::new(),
             provenance: Provenance {
                 tool: format!("scanside {}", env!("CARGO_PKG_VERSION")),
                 seed: settings.seed,

@@ -2,6 +2,8 @@
 
 mod assembler;
 mod deliverer;
+pub mod drift;
+pub mod gate;
 mod model;
 mod results;
 mod retention;
@@ -105,6 +107,7 @@ impl Daemon {
         let last: i64 = store
             .with_conn(|c| c.query_row("SELECT coalesce(max(association_id), 0) FROM instances", [], |r| r.get(0)))?;
         let first_association = u64::try_from(last).unwrap_or(0) + 1;
+        store.with_conn(|c| crate::store::review::set_adapter(c, model.adapter_sha256()))?;
         let events = spool.subscribe(4096);
         let options = ScpOptions {
             acceptor: Acceptor {
@@ -133,6 +136,13 @@ impl Daemon {
             config.archive.len(),
             model.describe()
         );
+        let gate = store.with_conn(|c| gate::settle(c, &config.gate, model.adapter_sha256(), clock.now_ms()))?;
+        log::info!("gate: {}", gate.sentence);
+        if config.drift.enabled && model.references.is_empty() {
+            log::warn!(
+                "the adapter has no calibration statistics: drift is not watched; train it again with this version"
+            );
+        }
         let deliveries = config.archive.iter().map(|_| Signal::default()).collect();
         let shared = Arc::new(Shared {
             config,

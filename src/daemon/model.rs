@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::adapter::{Adapter, AdapterError};
+use crate::adapter::{Adapter, AdapterError, Reference};
 use crate::config;
 use crate::dicom::write::Identity;
 use crate::model::weights::{self, BaseWeights, WeightsError};
@@ -38,6 +38,8 @@ pub struct Model {
     adapter_sha256: String,
     base_sha256: String,
     engine: String,
+    /// What the adapter's calibration set looked like; may be empty.
+    pub references: Vec<Reference>,
     /// Whether the adapter is the one that comes with the program.
     pub phantom_only: bool,
 }
@@ -75,8 +77,14 @@ impl Model {
             adapter_sha256: adapter.sha256()?,
             base_sha256: base.sha256().to_string(),
             engine: format!("{} {} {}", engine.kind, engine.version, engine.precision),
+            references: adapter.meta.reference,
             phantom_only,
         })
+    }
+
+    /// sha256 of the adapter, hex.
+    pub fn adapter_sha256(&self) -> &str {
+        &self.adapter_sha256
     }
 
     /// One line for logs and people.

@@ -31,6 +31,8 @@ pub struct ResultFiles<'a> {
     pub bar: f64,
     /// Whether a result below the bar stays on the box.
     pub hold_below_bar: bool,
+    /// Whether the site is in its pilot: every result says so and needs review.
+    pub pilot: bool,
     /// First Series Number.
     pub series_number: u32,
 }
@@ -56,6 +58,21 @@ pub fn result_key(input_hashes: &[String], identity: &Identity, settings: &str) 
 /// Whether a report is below the bar.
 pub fn needs_review(report: &Report, bar: f64) -> bool {
     report.score < bar || report.verdict >= Verdict::C
+}
+
+/// Why a result needs review, in words; empty where it does not.
+pub fn reasons(report: &Report, files: &ResultFiles<'_>) -> Vec<String> {
+    let mut out = Vec::new();
+    if files.pilot {
+        out.push("Pilot: this site has not accepted the model yet; for review, not for clinical use".to_string());
+    }
+    if needs_review(report, files.bar) {
+        out.push(format!(
+            "Needs review: score {:.0}, verdict {:?}; this site's bar is a score of {:.0} and at least B",
+            report.score, report.verdict, files.bar
+        ));
+    }
+    out
 }
 
 fn attributes(header: &InstanceHeader) -> Vec<SourceAttribute> {
@@ -130,9 +147,9 @@ pub fn write_results(
         .iter()
         .map(|r| SegmentSpec { number: r.label, structure: r.structure.clone(), side: r.side })
         .collect();
-    let mut remarks = series.remarks.clone();
-    remarks.extend(s.remarks.iter().cloned());
-    let review = needs_review(&s.report, files.bar);
+    let mut remarks = reasons(&s.report, files);
+    remarks.extend(series.remarks.iter().chain(&s.remarks).cloned());
+    let review = files.pilot || needs_review(&s.report, files.bar);
     let reports = grades(&s.report);
     let input = ResultInput {
         source: &source,
@@ -171,7 +188,7 @@ pub fn write_results(
     let png = files.dir.join("montage.png");
     picture.write_png(&png).map_err(|cause| WriteError::Io { path: png, cause })?;
 
-    let held = review && files.hold_below_bar;
+    let held = needs_review(&s.report, files.bar) && files.hold_below_bar;
     let mut out = Vec::new();
     let mut objects = vec![("sr", comprehensive_sr(&input)), ("sc", secondary_capture(&input, &picture))];
     if let Some(seg) = segmentation(&input) {

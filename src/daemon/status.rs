@@ -4,8 +4,11 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use super::drift;
+use super::gate::Gate;
 use crate::config::Config;
 use crate::store::queue::{self, Delivery, Job, JobState};
+use crate::store::review::{self, Drift};
 use crate::store::{Store, StoreError, instances};
 
 /// Jobs shown.
@@ -18,6 +21,12 @@ pub struct Status {
     pub at_ms: i64,
     /// Series whose images are still coming: UID, objects, milliseconds since the newest.
     pub open: Vec<OpenSeries>,
+    /// Where the site's gate stands; none before the first start with this version.
+    pub gate: Option<Gate>,
+    /// Alerts on drift, in words.
+    pub alerts: Vec<String>,
+    /// How far served cases lie from the calibration set, farthest first.
+    pub drift: Vec<Drift>,
     /// Newest jobs first.
     pub jobs: Vec<JobStatus>,
     /// Outbox rows by state.
@@ -61,8 +70,18 @@ impl Status {
             let deliveries = store.with_conn(|c| queue::deliveries(c, job.id))?;
             with.push(JobStatus { job, deliveries });
         }
+        // A state directory of an earlier version has no such tables until the daemon has started once.
+        let adapter = store.with_conn(|c| review::adapter(c))?;
+        let gate = adapter.as_deref().map(|a| store.with_conn(|c| Gate::read(c, &config.gate, a))).transpose()?;
+        let drift = match &adapter {
+            Some(a) => store.with_conn(|c| review::drifts(c, a))?,
+            None => Vec::new(),
+        };
         Ok(Status {
             at_ms,
+            gate,
+            alerts: drift.iter().filter(|d| d.since_ms.is_some()).map(drift::sentence).collect(),
+            drift,
             open: open
                 .into_iter()
                 .map(|s| OpenSeries { series_uid: s.series_uid, pending: s.pending, quiet_ms: at_ms - s.last_ms })
@@ -82,6 +101,17 @@ impl Status {
         }
         let counts: Vec<String> = self.outbox.iter().map(|(s, n)| format!("{n} {s}")).collect();
         let _ = writeln!(out, "outbox: {}", if counts.is_empty() { "empty".into() } else { counts.join(", ") });
+        if let Some(gate) = &self.gate {
+            let _ = writeln!(out, "gate: {}", gate.sentence);
+        }
+        for alert in &self.alerts {
+            let _ = writeln!(out, "DRIFT: {alert}");
+        }
+        if self.alerts.is_empty()
+            && let Some(d) = self.drift.first()
+        {
+            let _ = writeln!(out, "drift: none; farthest: {}", drift::sentence(d));
+        }
         if let Some(mb) = self.free_mb {
             let _ = writeln!(out, "free space: {mb} MiB");
         }
@@ -108,7 +138,11 @@ impl Status {
                     "verdict {}, score {:.0}{}, {:.1} s",
                     summary["verdict"].as_str().unwrap_or("?"),
                     summary["score"].as_f64().unwrap_or(0.0),
-                    if summary["needs_review"].as_bool() == Some(true) { ", needs review" } else { "" },
+                    match (summary["pilot"].as_bool(), summary["needs_review"].as_bool()) {
+                        (Some(true), _) => ", pilot",
+                        (_, Some(true)) => ", needs review",
+                        _ => "",
+                    },
                     summary["seconds"].as_f64().unwrap_or(0.0)
                 ),
                 JobState::Refused => format!("refused, {}: {}", job.code, job.sentence),

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::results::{ResultFiles, needs_review, result_key, write_refusal, write_results};
-use super::{Shared, archive_key};
+use super::gate::{self, Stage};
+use super::results::{ResultFiles, needs_review, reasons, result_key, write_refusal, write_results};
+use super::{Shared, drift};
 use crate::config::BelowBar;
 use crate::dicom::read::{InstanceHeader, ReadError, read_header};
 use crate::dicom::write::WriteError;
@@ -15,6 +16,7 @@ use crate::series::{AssembleOptions, Refusal, Rules, SeriesError, SeriesVolume, 
 use crate::store::StoreError;
 use crate::store::instances::{self, CONFLICT, Instance, MISSING};
 use crate::store::queue::{self, Ending, Job, JobState, Output, back_off_ms};
+use crate::store::review::{self, Drift, Served, Waiting};
 
 /// A job is given up after this many errors.
 const MAX_ERRORS: i64 = 4;
@@ -80,7 +82,12 @@ fn attempt(shared: &Shared, job: &Job) -> Result<(), Trouble> {
     let identity = shared.model.identity(&shared.config.station.ae_title);
     let hashes: Vec<String> = used.iter().map(|r| r.sha256.clone()).collect();
     let results = &shared.config.results;
-    let settings = format!("{:?} {:?}", results, shared.config.series.allow_gaps);
+    let adapter = shared.model.adapter_sha256();
+    let gate = shared.store.with_conn(|c| gate::settle(c, &shared.config.gate, adapter, shared.clock.now_ms()))?;
+    let mut settings = format!("{:?} {:?}", results, shared.config.series.allow_gaps);
+    if gate.stage == Stage::Pilot {
+        settings.push_str(" pilot");
+    }
     let dir = shared.store.dir().join(format!("results/{}", job.id));
     let files = ResultFiles {
         dir: &dir,
@@ -88,7 +95,9 @@ fn attempt(shared: &Shared, job: &Job) -> Result<(), Trouble> {
         created_ms: job.created_ms,
         key: result_key(&hashes, &identity, &settings),
         bar: results.bar,
-        hold_below_bar: results.below_bar == BelowBar::Hold,
+        // In the pilot everything is held or for the researcher, who sees all of it.
+        hold_below_bar: results.below_bar == BelowBar::Hold && gate.stage == Stage::Production,
+        pilot: gate.stage == Stage::Pilot,
         series_number: results.series_number,
     };
     let outcome = if job.errors >= MAX_ERRORS || job.attempts > MAX_ATTEMPTS {
@@ -108,6 +117,49 @@ fn attempt(shared: &Shared, job: &Job) -> Result<(), Trouble> {
     };
     let conflicts = rows.iter().filter(|r| r.flags & CONFLICT != 0).count();
     end(shared, job, outcome, headers.first(), &files, conflicts, started)
+}
+
+/// What is kept of a result besides its objects.
+#[derive(Default)]
+struct Kept {
+    /// Its place in the review queue, where it has one.
+    waiting: Option<Waiting>,
+    served: Vec<Served>,
+    drifts: Vec<Drift>,
+    /// Sentences about drift that begins with this case.
+    alerts: Vec<String>,
+}
+
+impl Kept {
+    fn of(
+        shared: &Shared,
+        job: &Job,
+        volume: &SeriesVolume,
+        s: &Segmentation,
+        files: &ResultFiles<'_>,
+    ) -> Result<Kept, Trouble> {
+        let adapter = shared.model.adapter_sha256();
+        let served = drift::served(&volume.volume, s);
+        let (drifts, alerts) = shared.store.with_conn(|c| {
+            let references = &shared.model.references;
+            // A repeat of this step must say the same, so the alert counts from the job's own time.
+            drift::look(c, &shared.config.drift, references, adapter, job.id, &served, job.created_ms)
+        })?;
+        let held = needs_review(&s.report, files.bar) && files.hold_below_bar;
+        let reason = match (files.pilot, held) {
+            (true, _) => Some("pilot"),
+            (false, true) => Some("below the bar"),
+            (false, false) => None,
+        };
+        let waiting = reason.map(|reason| Waiting {
+            adapter: adapter.to_string(),
+            pilot: files.pilot,
+            reason: reason.to_string(),
+            verdict: format!("{:?}", s.report.verdict),
+            score: s.report.score,
+        });
+        Ok(Kept { waiting, served, drifts, alerts })
+    }
 }
 
 fn headers(shared: &Shared, rows: &[&Instance]) -> (Vec<InstanceHeader>, Option<ReadError>) {
@@ -173,7 +225,10 @@ fn end(
     started: Instant,
 ) -> Result<(), Trouble> {
     let root = shared.store.dir();
-    let archives: Vec<String> = shared.config.archive.iter().map(archive_key).collect();
+    let stage = if files.pilot { Stage::Pilot } else { Stage::Production };
+    let mut routes = gate::routes(&shared.config.archive, stage, &shared.config.gate);
+    let adapter = shared.model.adapter_sha256();
+    let mut kept = Kept::default();
     let (state, code, sentence, mut summary, outputs): (_, &str, String, _, Vec<Output>) = match &outcome {
         Outcome::Done(done) => {
             let (volume, s) = done.as_ref();
@@ -189,6 +244,8 @@ fn end(
                     job.generation
                 ));
             }
+            kept = Kept::of(shared, job, &volume, s, files)?;
+            volume.remarks.extend(kept.alerts.iter().cloned());
             let outputs = write_results(&volume, s, files, root)?;
             let structures: Vec<_> = s
                 .report
@@ -203,8 +260,9 @@ fn end(
                 "verdict": format!("{:?}", s.report.verdict),
                 "score": s.report.score,
                 "needs_review": needs_review(&s.report, files.bar),
+                "pilot": files.pilot,
                 "structures": structures,
-                "remarks": volume.remarks.iter().chain(&s.remarks).collect::<Vec<_>>(),
+                "remarks": reasons(&s.report, files).iter().chain(&volume.remarks).chain(&s.remarks).collect::<Vec<_>>(),
                 "steps": s.times,
             });
             (JobState::Done, "", String::new(), summary, outputs)
@@ -214,16 +272,30 @@ fn end(
                 Some(h) => write_refusal(h, r, files, root)?,
                 None => Vec::new(),
             };
+            // There is nothing to review: where results are held, the reason stays in the status.
+            routes.retain(|r| !r.hold);
             let state = if r.code == "GAVE_UP" { JobState::Failed } else { JobState::Refused };
             (state, r.code, format!("{}; {}", r.sentence, r.remedy), json!({}), outputs)
         }
     };
     summary["engine"] = json!(files.identity.engine);
     summary["adapter"] = json!(files.identity.adapter);
+    summary["adapter_sha256"] = json!(files.identity.adapter_sha256);
     summary["seconds"] = json!(started.elapsed().as_secs_f64());
     let ending = Ending { state, code, sentence: &sentence, summary: &summary.to_string() };
     let now = shared.clock.now_ms();
-    shared.store.with_conn(|c| queue::finish_job(c, job.id, &ending, &outputs, &archives, now))?;
+    shared.store.with_conn(|c| {
+        queue::finish_job(c, job.id, &ending, &outputs, &routes, now, |tx| {
+            if let Some(w) = &kept.waiting {
+                review::wait(tx, job.id, w, now)?;
+            }
+            review::serve(tx, job.id, adapter, &kept.served)?;
+            review::set_drifts(tx, adapter, &kept.drifts)
+        })
+    })?;
+    for alert in &kept.alerts {
+        log::warn!("job {}: {alert}", job.id);
+    }
     match state {
         JobState::Done => log::info!(
             "job {}: verdict {}, score {:.0}, {:.1} s, {} objects queued",

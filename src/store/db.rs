@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 
-use super::queue;
+use super::{queue, review};
 use crate::clock::Clock;
 
 /// Why the state directory cannot be used.
@@ -39,6 +39,19 @@ pub enum StoreError {
         /// Its schema number.
         found: i64,
         /// The newest schema this program knows.
+        known: i64,
+    },
+    /// An older program wrote the database.
+    #[error(
+        "the database in {} has schema {found}, this program needs {known}; start `scanside serve` of this version once",
+        dir.display()
+    )]
+    Older {
+        /// The state directory.
+        dir: PathBuf,
+        /// Its schema number.
+        found: i64,
+        /// The schema this program needs.
         known: i64,
     },
     /// A file operation failed.
@@ -81,6 +94,7 @@ CREATE TABLE instances (
 CREATE INDEX instances_by_series ON instances (series_uid);
 ",
     queue::MIGRATION,
+    review::MIGRATION,
 ];
 
 struct Inner {
@@ -119,10 +133,7 @@ impl Store {
         let db_path = dir.join("scanside.db");
         let database_is_new = !db_path.exists();
         let mut conn = Connection::open(&db_path)?;
-        conn.busy_timeout(Duration::from_secs(10))?;
-        conn.pragma_update(None, "journal_mode", "WAL")?;
-        conn.pragma_update(None, "synchronous", "FULL")?;
-        conn.pragma_update(None, "foreign_keys", "ON")?;
+        prepare(&mut conn)?;
         migrate(&mut conn, dir)?;
         check_identity(&conn, dir, database_is_new)?;
         let inner = Inner { dir: dir.to_path_buf(), clock, conn: Mutex::new(conn), _lock: Some(lock) };
@@ -140,6 +151,26 @@ impl Store {
         conn.busy_timeout(Duration::from_secs(10))?;
         let inner = Inner { dir: dir.to_path_buf(), clock, conn: Mutex::new(conn), _lock: None };
         Ok(Store { inner: Arc::new(inner) })
+    }
+
+    /// Opens an existing state directory to change a few rows beside the process that holds it: a person's decisions.
+    ///
+    /// # Errors
+    /// There is no database, it is of another version, or it cannot be opened for writing.
+    pub fn open_beside(dir: &Path, clock: Clock) -> Result<Store, StoreError> {
+        let path = dir.join("scanside.db");
+        std::fs::metadata(&path).map_err(io(&path))?;
+        let mut conn = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        prepare(&mut conn)?;
+        let found: i64 = conn.query_row("PRAGMA user_version", [], |r| r.get(0))?;
+        let known = MIGRATIONS.len() as i64;
+        let dir = dir.to_path_buf();
+        match found.cmp(&known) {
+            std::cmp::Ordering::Less => return Err(StoreError::Older { dir, found, known }),
+            std::cmp::Ordering::Greater => return Err(StoreError::Newer { dir, found, known }),
+            std::cmp::Ordering::Equal => {}
+        }
+        Ok(Store { inner: Arc::new(Inner { dir, clock, conn: Mutex::new(conn), _lock: None }) })
     }
 
     /// The state directory.
@@ -164,6 +195,17 @@ impl Store {
         // A transaction left open by a panic was rolled back when it was dropped: the connection is still sound.
         self.inner.conn.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn prepare(conn: &mut Connection) -> rusqlite::Result<()> {
+    conn.busy_timeout(Duration::from_secs(10))?;
+    conn.pragma_update(None, "journal_mode", "WAL")?;
+    conn.pragma_update(None, "synchronous", "FULL")?;
+    conn.pragma_update(None, "foreign_keys", "ON")?;
+    // A person's decision is written beside the daemon: a transaction that reads first and writes then must wait for the
+    // other one at its beginning, where waiting helps.
+    conn.set_transaction_behavior(TransactionBehavior::Immediate);
+    Ok(())
 }
 
 fn migrate(conn: &mut Connection, dir: &Path) -> Result<(), StoreError> {
@@ -270,6 +312,20 @@ mod tests {
         assert_eq!(n, 0);
         drop(first);
         assert!(open(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_decision_is_written_beside_the_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Store::open_beside(dir.path(), Clock::System).is_err());
+        let daemon = open(dir.path()).unwrap();
+        let person = Store::open_beside(dir.path(), Clock::System).unwrap();
+        person.with_conn(|c| c.execute("INSERT INTO meta (key, value) VALUES ('a', 'b')", [])).unwrap();
+        let seen: String =
+            daemon.with_conn(|c| c.query_row("SELECT value FROM meta WHERE key = 'a'", [], |r| r.get(0))).unwrap();
+        assert_eq!(seen, "b");
+        daemon.with_conn(|c| c.pragma_update(None, "user_version", 1)).unwrap();
+        assert!(matches!(Store::open_beside(dir.path(), Clock::System), Err(StoreError::Older { found: 1, .. })));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod commit;
 mod db;
 pub mod instances;
 pub mod queue;
+pub mod review;
 pub mod spool;
 mod sweep;
 

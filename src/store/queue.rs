@@ -260,7 +260,17 @@ pub struct Ending<'a> {
     pub summary: &'a str,
 }
 
-/// Ends a job and queues its objects for every archive, in one transaction. Repeating it is harmless.
+/// An archive that a job's objects are for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Its key: `AE@host:port`.
+    pub archive: String,
+    /// Whether everything waits on the box until a person releases it.
+    pub hold: bool,
+}
+
+/// Ends a job, queues its objects for every archive, and writes the rows of `also`, in one transaction. Repeating it is
+/// harmless; of a superseded generation nothing is queued or written.
 ///
 /// # Errors
 /// The database's.
@@ -269,8 +279,9 @@ pub fn finish_job(
     id: i64,
     ending: &Ending<'_>,
     outputs: &[Output],
-    archives: &[String],
+    routes: &[Route],
     now_ms: i64,
+    also: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<()>,
 ) -> rusqlite::Result<()> {
     let tx = conn.transaction()?;
     let changed = tx.execute(
@@ -281,7 +292,7 @@ pub fn finish_job(
     // A generation that was superseded while it ran must not deliver.
     if changed == 1 {
         for output in outputs {
-            for archive in archives {
+            for route in routes {
                 tx.execute(
                     "INSERT OR IGNORE INTO outbox (job_id, kind, sop_instance_uid, path, archive, state)
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -290,12 +301,13 @@ pub fn finish_job(
                         output.kind,
                         output.sop_instance_uid,
                         output.path,
-                        archive,
-                        if output.held { "held" } else { "pending" }
+                        route.archive,
+                        if output.held || route.hold { "held" } else { "pending" }
                     ],
                 )?;
             }
         }
+        also(&tx)?;
     }
     tx.commit()
 }
@@ -406,6 +418,14 @@ pub fn jobs(conn: &Connection, limit: usize) -> rusqlite::Result<Vec<Job>> {
     conn.prepare("SELECT * FROM job ORDER BY id DESC LIMIT ?1")?.query_map([limit as i64], job)?.collect()
 }
 
+/// One job.
+///
+/// # Errors
+/// The database's.
+pub fn get_job(conn: &Connection, id: i64) -> rusqlite::Result<Option<Job>> {
+    conn.query_row("SELECT * FROM job WHERE id = ?1", [id], job).optional()
+}
+
 /// Everything in the outbox of one job.
 ///
 /// # Errors
@@ -469,6 +489,10 @@ mod tests {
         Ending { state: JobState::Done, code: "", sentence: "", summary: "{}" }
     }
 
+    fn to(archive: &str) -> Route {
+        Route { archive: archive.into(), hold: false }
+    }
+
     fn seg() -> Output {
         Output { kind: "seg".into(), sop_instance_uid: "2.25.1".into(), path: "r/1/seg.dcm".into(), held: false }
     }
@@ -503,9 +527,9 @@ mod tests {
     fn finishing_twice_queues_once() {
         let mut c = db();
         let j = open_job(&mut c, "1.2", &[1], "quiet", 10, 9).unwrap().unwrap();
-        let archives = ["A@h:1".to_string(), "B@h:2".to_string()];
-        finish_job(&mut c, j.id, &done(), &[seg()], &archives, 20).unwrap();
-        finish_job(&mut c, j.id, &done(), &[seg()], &archives, 21).unwrap();
+        let routes = [to("A@h:1"), to("B@h:2")];
+        finish_job(&mut c, j.id, &done(), &[seg()], &routes, 20, |_| Ok(())).unwrap();
+        finish_job(&mut c, j.id, &done(), &[seg()], &routes, 21, |_| panic!("written twice")).unwrap();
         assert_eq!(deliveries(&c, j.id).unwrap().len(), 2);
         assert!(take_job(&mut c, 1000).unwrap().is_none());
     }
@@ -515,7 +539,7 @@ mod tests {
         let mut c = db();
         let first = open_job(&mut c, "1.2", &[1], "quiet", 10, 9).unwrap().unwrap();
         open_job(&mut c, "1.2", &[1, 2], "late", 12, 11).unwrap();
-        finish_job(&mut c, first.id, &done(), &[seg()], &["A@h:1".into()], 20).unwrap();
+        finish_job(&mut c, first.id, &done(), &[seg()], &[to("A@h:1")], 20, |_| Ok(())).unwrap();
         assert!(deliveries(&c, first.id).unwrap().is_empty());
     }
 
@@ -523,7 +547,7 @@ mod tests {
     fn deliveries_are_retried_with_growing_delay() {
         let mut c = db();
         let j = open_job(&mut c, "1.2", &[1], "quiet", 10, 9).unwrap().unwrap();
-        finish_job(&mut c, j.id, &done(), &[seg()], &["A@h:1".into()], 20).unwrap();
+        finish_job(&mut c, j.id, &done(), &[seg()], &[to("A@h:1")], 20, |_| Ok(())).unwrap();
         let d = due(&c, "A@h:1", 20, 10).unwrap().remove(0);
         record_attempt(&c, d.id, &Attempt::Retry(20 + back_off_ms(0), "refused".into()), 20).unwrap();
         assert!(due(&c, "A@h:1", 2_019, 10).unwrap().is_empty());

@@ -174,6 +174,11 @@ pub fn comprehensive_sr(input: &ResultInput<'_>) -> (String, InMemDicomObject) {
         evidence(input.source, segmentation.as_deref().map(|s| (seg_series.as_str(), s))),
         Some("1500"),
     );
+    let set = if input.needs_review {
+        set.text(tags::COMPLETION_FLAG_DESCRIPTION, VR::LO, "Needs review by a qualified reader")
+    } else {
+        set
+    };
     let root = container(None, &Code::dcm("126000", "Imaging Measurement Report"), children);
     let mut object = set.0;
     for element in root.0 {

@@ -18,7 +18,7 @@ pub fn result_text(input: &ResultInput<'_>) -> (String, InMemDicomObject) {
     let mut text = Vec::new();
     let mut summary = format!("SegEx verdict {}, score {:.0} of 100.", input.verdict, input.score);
     if input.needs_review {
-        summary.push_str(" NEEDS REVIEW: below this site's bar.");
+        summary.push_str(" NEEDS REVIEW.");
     }
     text.push((Code::dcm("121077", "Conclusion"), summary));
     for (s, r) in input.segments.iter().zip(input.reports) {
