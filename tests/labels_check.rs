@@ -291,3 +291,35 @@ fn the_format_is_told_by_content_and_slicers_own_reader_agrees() {
     std::fs::copy(&path, other).unwrap();
     assert_eq!(LabelImage::load(other).unwrap().segments.len(), 3);
 }
+
+/// Drawn by people on real thighs, nothing is an error; with two names exchanged every subject has one.
+#[test]
+fn real_annotations_pass_and_exchanged_names_do_not() {
+    let Some(folder) = common::data("thigh_oai_ufats") else { return };
+    let mut archives: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    archives.sort();
+    let map = |bf: &str, sm: &str| {
+        format!(
+            "map = {{ \"1\" = \"RF\", \"2\" = \"VAS\", \"3\" = \"FEM\", \"4\" = \"GRA\", \"5\" = \"SAR\", \"6\" = \"ADD\", \
+             \"7\" = \"{bf}\", \"8\" = \"ST\", \"9\" = \"{sm}\" }}"
+        )
+    };
+    let keys = ["RF", "VAS", "FEM", "GRA", "SAR", "ADD", "BF", "ST", "SM"];
+    let task = Task { name: "t".into(), structures: keys.iter().map(|k| structure(k).unwrap()).collect() };
+    for archive in archives.iter().filter(|a| a.extension().is_some_and(|e| e == "xz")).step_by(9) {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Command::new("tar").arg("-xJf").arg(archive).arg("-C").arg(dir.path()).status().unwrap().success());
+        let id = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+        let errors = |map: &str| {
+            let text = format!(
+                "[[volume]]\nname = \"s\"\nimages = \"{id}\"\nlabels = \"{id}/NRRD/{id}-label.nrrd\"\nside = \"right\"\n{map}\n"
+            );
+            std::fs::write(dir.path().join("m.toml"), text).unwrap();
+            let found = check(&Manifest::load(&dir.path().join("m.toml")).unwrap(), &task);
+            found.into_iter().filter(|f| f.severity == Severity::Error).collect::<Vec<_>>()
+        };
+        assert_eq!(errors(&map("BF", "SM")), []);
+        let exchanged = errors(&map("SM", "BF"));
+        assert!(exchanged.iter().any(|f| f.structure == "BF and SM"), "not seen: {exchanged:?}");
+    }
+}
