@@ -64,6 +64,8 @@ pub struct Config {
     pub gate: Gate,
     /// Alerts when served cases no longer look like the calibration set.
     pub drift: Drift,
+    /// Quality grades.
+    pub segex: Segex,
 }
 
 /// This box on the network.
@@ -303,6 +305,42 @@ impl Default for Gate {
     }
 }
 
+/// Quality grades.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Segex {
+    /// A language model as an observer beside the device.
+    pub observer: Observer,
+}
+
+/// A language model that `scanside segex --language-model` asks; off while `url` or `model` is empty.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Observer {
+    /// Base of an OpenAI-compatible chat interface on the site's own network: `http://10.0.0.7:8000/v1`.
+    pub url: String,
+    /// Name of the model there; it must take pictures.
+    pub model: String,
+    /// It is given up after this long, for each structure; seconds.
+    pub timeout_seconds: u64,
+    /// File with the server's key; empty: none is sent.
+    pub key_file: PathBuf,
+    /// Send pictures to addresses outside private networks.
+    pub allow_public: bool,
+}
+
+impl Default for Observer {
+    fn default() -> Self {
+        Observer {
+            url: String::new(),
+            model: String::new(),
+            timeout_seconds: 120,
+            key_file: PathBuf::new(),
+            allow_public: false,
+        }
+    }
+}
+
 /// Alerts on drift.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -445,6 +483,7 @@ impl Config {
         range("series.quiet_seconds", self.series.quiet_seconds, 1, 3600)?;
         range("series.max_wait_seconds", self.series.max_wait_seconds, 1, 86_400)?;
         range("results.series_number", u64::from(self.results.series_number), 1, 100_000)?;
+        range("segex.observer.timeout_seconds", self.segex.observer.timeout_seconds, 1, 3600)?;
         if self.series.max_wait_seconds < self.series.quiet_seconds {
             return refuse("series.max_wait_seconds", "is shorter than series.quiet_seconds".into());
         }

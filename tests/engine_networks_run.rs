@@ -33,6 +33,7 @@ fn adapter(base: &BaseWeights) -> Adapter {
             lora: Lora { encoder_rank: settings.encoder_rank, decoder_rank: settings.decoder_rank },
             shape: Vec::new(),
             reference: Vec::new(),
+            segex: None,
             provenance: Provenance {
                 tool: "test".into(),
                 seed: 0,

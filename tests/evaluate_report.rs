@@ -117,6 +117,7 @@ fn evaluate(cases: &[Case], prompts: &[Prompt]) -> Evaluated {
         shapes: Vec::new(),
         presence: Vec::new(),
         prompting: scanside::pipeline::Prompting { cam: true, whole: false, refine: false, gate: true },
+        segex: None,
     };
     let (task, options) = (task(), SegmentOptions::default());
     let evaluation = Evaluation {

@@ -81,9 +81,11 @@ fn grade(case: &Case, labels: &LabelMap, passes: &[LabelMap]) -> Report {
                 leg: 0,
                 presence: &ones,
                 iou: &[],
+                overlap: &[],
             })
             .collect(),
         shapes: &case.shapes,
+        calibration: None,
     })
 }
 

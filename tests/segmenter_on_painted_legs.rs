@@ -124,6 +124,7 @@ fn segmenter() -> Segmenter {
         shapes: Vec::new(),
         presence: Vec::new(),
         prompting: scanside::pipeline::Prompting { cam: true, whole: false, refine: false, gate: true },
+        segex: None,
     };
     Segmenter::new(Box::new(Painted), model).unwrap()
 }
@@ -213,6 +214,7 @@ fn a_network_for_another_task_is_refused() {
         shapes: Vec::new(),
         presence: Vec::new(),
         prompting: scanside::pipeline::Prompting { cam: true, whole: false, refine: false, gate: true },
+        segex: None,
     };
     assert!(matches!(Segmenter::new(Box::new(Painted), model), Err(PipelineError::Model(_))));
 }

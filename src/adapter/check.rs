@@ -69,6 +69,9 @@ impl Adapter {
                 return problem(format!("calibration statistics of {} are malformed", r.key));
             }
         }
+        if let Some(p) = m.segex.as_ref().and_then(|c| c.problem()) {
+            return problem(p);
+        }
         for s in &m.shape {
             if s.mean.iter().chain(s.precision.iter().flatten()).any(|v| !v.is_finite()) {
                 return problem(format!("shape statistics of {} are malformed", s.key));

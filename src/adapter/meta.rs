@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Reference;
 use crate::pipeline::{CropRule, Prompting};
-use crate::segex::ShapeStatistics;
+use crate::segex::{SegexCalibration, ShapeStatistics};
 use crate::terms::Task;
 
 /// What an adapter is, what it needs and where it came from.
@@ -38,6 +38,9 @@ pub struct AdapterMeta {
     /// What the calibration set looked like, for drift; empty in adapters that were made before it was kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reference: Vec<Reference>,
+    /// From SegEx's measurements to the grades that ground truth would give; `scanside segex calibrate` makes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segex: Option<SegexCalibration>,
     /// How it was made.
     pub provenance: Provenance,
 }

@@ -212,6 +212,7 @@ impl Adapter {
             shapes: self.meta.shape.clone(),
             presence: self.meta.presence.iter().map(|p| p.threshold).collect(),
             prompting: self.meta.prompting,
+            segex: self.meta.segex.clone(),
         })
     }
 

@@ -38,6 +38,7 @@ fn sample() -> Adapter {
             lora: Lora { encoder_rank: 4, decoder_rank: 4 },
             presence: keys.iter().map(|k| Presence { key: k.to_string(), threshold: 0.5 }).collect(),
             // Decimals that a careless reader brings back one unit in the last place off.
+            segex: None,
             shape: vec![
                 ShapeStatistics::fit("VL", &[[0.1, 1.0 / 3.0, 2.0 / 7.0, 0.9, 0.7], [0.23, 0.31, 0.17, 0.83, 0.61]])
                     .unwrap(),

@@ -18,6 +18,7 @@ mod labels;
 mod logging;
 mod phantom;
 mod review;
+mod segex;
 mod segment;
 mod send;
 mod serve;
@@ -79,6 +80,8 @@ enum Command {
     /// Compare an adapter's masks with the truth: automatic as in serving, and with true boxes
     #[cfg(feature = "train")]
     Evaluate(evaluate::EvaluateArgs),
+    /// Grade segmentations (any DICOM SEG beside its series), calibrate and validate the grades, compare observers
+    Segex(segex::SegexArgs),
     /// Measure this project beside its peers
     Bench(bench::BenchArgs),
 }
@@ -131,6 +134,7 @@ pub fn main() -> ExitCode {
         Command::Experiment(args) => experiment::run(&args),
         #[cfg(feature = "train")]
         Command::Evaluate(args) => evaluate::run(&args),
+        Command::Segex(args) => segex::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match outcome {

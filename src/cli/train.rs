@@ -218,6 +218,7 @@ fn adapter_of(
             presence: task.structures.iter().map(|s| Presence { key: s.key.clone(), threshold: 0.5 }).collect(),
             shape: set.shapes.clone(),
             reference: Vec::new(),
+            segex: None,
             provenance: Provenance {
                 tool: format!("scanside {}", env!("CARGO_PKG_VERSION")),
                 seed: settings.seed,

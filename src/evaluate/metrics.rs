@@ -14,8 +14,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::statistics::quantile;
-use crate::image::morphology::distance;
+pub use crate::image::surface::surface;
+use crate::image::surface::{hd95, surface_distances};
 
 /// Agreement of two masks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,59 +67,15 @@ pub fn agreement(
         out.nsd = Some(0.0);
         return out;
     }
-    let (mut there, mut back) = directed(found, truth, dims, spacing, &counts);
-    let within = there.iter().chain(&back).filter(|d| **d <= tolerance_mm + 1e-6).count();
+    let (mut there, mut back) = surface_distances(found, truth, dims, spacing);
+    there.retain(|(z, _)| counts[*z]);
+    back.retain(|(z, _)| counts[*z]);
+    let within = there.iter().chain(&back).filter(|d| d.1 <= tolerance_mm + 1e-6).count();
     let total = (there.len() + back.len()) as f64;
     out.nsd = Some(within as f64 / total);
-    out.assd_mm = Some(there.iter().chain(&back).sum::<f64>() / total);
-    out.hd95_mm = Some(percentile(&mut there, 0.95).max(percentile(&mut back, 0.95)));
+    out.assd_mm = Some(there.iter().chain(&back).map(|d| d.1).sum::<f64>() / total);
+    out.hd95_mm = hd95(&there, &back);
     out
-}
-
-/// Distances from each surface to the other, for surface voxels in slices that count.
-fn directed(a: &[bool], b: &[bool], dims: [usize; 3], spacing: [f64; 3], counts: &[bool]) -> (Vec<f64>, Vec<f64>) {
-    // Both masks lie in one small box; distances outside it are never asked for.
-    let window = Window::of(a, b, dims);
-    let (a, b) = (window.cut(a, dims), window.cut(b, dims));
-    let inner = window.dims();
-    let (sa, sb) = (surface(&a, inner), surface(&b, inner));
-    let (da, db) = (distance(&sa, inner, spacing), distance(&sb, inner, spacing));
-    let plane = inner[0] * inner[1];
-    let pick = |s: &[bool], d: &[f32]| -> Vec<f64> {
-        (0..s.len()).filter(|&i| s[i] && counts[window.low[2] + i / plane]).map(|i| f64::from(d[i])).collect()
-    };
-    (pick(&sa, &db), pick(&sb, &da))
-}
-
-/// Voxels of a mask with a face neighbour outside it.
-pub fn surface(mask: &[bool], dims: [usize; 3]) -> Vec<bool> {
-    let [nx, ny, nz] = dims;
-    (0..mask.len())
-        .map(|i| {
-            if !mask[i] {
-                return false;
-            }
-            let (x, y, z) = (i % nx, i / nx % ny, i / (nx * ny));
-            let inside = x > 0
-                && x + 1 < nx
-                && y > 0
-                && y + 1 < ny
-                && z > 0
-                && z + 1 < nz
-                && mask[i - 1]
-                && mask[i + 1]
-                && mask[i - nx]
-                && mask[i + nx]
-                && mask[i - nx * ny]
-                && mask[i + nx * ny];
-            !inside
-        })
-        .collect()
-}
-
-fn percentile(values: &mut [f64], fraction: f64) -> f64 {
-    values.sort_by(f64::total_cmp);
-    quantile(values, fraction).unwrap_or(0.0)
 }
 
 /// Slices in which a structure was found and in which it is, counted.
@@ -183,44 +139,17 @@ fn share(right: usize, wrong: usize) -> Option<f64> {
     (right + wrong > 0).then(|| right as f64 / (right + wrong) as f64)
 }
 
-/// The smallest box round two masks.
-struct Window {
-    low: [usize; 3],
-    high: [usize; 3],
-}
-
-impl Window {
-    fn of(a: &[bool], b: &[bool], dims: [usize; 3]) -> Self {
-        let mut w = Window { low: dims, high: [0; 3] };
-        for i in (0..a.len()).filter(|&i| a[i] || b[i]) {
-            let at = [i % dims[0], i / dims[0] % dims[1], i / (dims[0] * dims[1])];
-            for k in 0..3 {
-                w.low[k] = w.low[k].min(at[k]);
-                w.high[k] = w.high[k].max(at[k] + 1);
-            }
-        }
-        w
-    }
-    fn dims(&self) -> [usize; 3] {
-        [0, 1, 2].map(|k| self.high[k] - self.low[k])
-    }
-    fn cut(&self, mask: &[bool], dims: [usize; 3]) -> Vec<bool> {
-        let mut out = Vec::with_capacity(self.dims().iter().product());
-        for z in self.low[2]..self.high[2] {
-            for y in self.low[1]..self.high[1] {
-                let row = (z * dims[1] + y) * dims[0];
-                out.extend_from_slice(&mask[row + self.low[0]..row + self.high[0]]);
-            }
-        }
-        out
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::image::surface::quantile;
+
+    fn percentile(values: &mut [f64], fraction: f64) -> f64 {
+        values.sort_by(f64::total_cmp);
+        quantile(values, fraction).unwrap_or(0.0)
+    }
 
     const DIMS: [usize; 3] = [9, 8, 5];
     const SPACING: [f64; 3] = [0.8, 1.1, 5.0];

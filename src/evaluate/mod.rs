@@ -7,6 +7,8 @@ mod loss_curve;
 pub mod metrics;
 mod overlays;
 mod run;
+mod segex_masks;
+mod segex_study;
 pub mod statistics;
 mod table;
 
@@ -16,4 +18,6 @@ pub use label_cost::{CostPoint, LabelCost, LabelCostError};
 pub use loss_curve::loss_curve;
 pub use overlays::overlays;
 pub use run::{EvaluateError, Evaluated, Evaluation, Found, Outcome, Prompt, compare};
+pub use segex_masks::{Made, MaskMaker, Masks, StudyMask};
+pub use segex_study::{AcceptRow, Arm, CriterionRow, DamageRow, SegexStudy, calibration_of, halves};
 pub use table::{CaseRow, Row, Spread, Table, Trained};

@@ -347,7 +347,7 @@ fn mask_of(labels: &LabelMap, k: usize) -> Vec<bool> {
 }
 
 /// From the labels of a result to those of a task, `k + 1`, for one side; what belongs elsewhere becomes background.
-fn renumbering(task: &Task, found: &Segmentation, side: Option<Side>) -> Vec<u8> {
+pub(super) fn renumbering(task: &Task, found: &Segmentation, side: Option<Side>) -> Vec<u8> {
     let mut own = vec![0u8; 256];
     for s in found.segments.iter().filter(|s| s.side == side) {
         if let Some(k) = task.structures.iter().position(|t| t.key == s.structure.key) {

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+pub use crate::image::surface::quantile;
+
 /// Up to so many differences the distribution of the statistic is counted out, ties included; beyond, it is normal.
 pub const EXACT_UP_TO: usize = 50;
 
@@ -138,15 +140,6 @@ pub fn bootstrap_crossed_mean_ci(values: &[Crossed], level: f64, rounds: usize, 
 /// Differences `a - b` of the values that share a key; what only one side has is left out.
 pub fn paired_differences<K: Ord + Clone>(a: &BTreeMap<K, f64>, b: &BTreeMap<K, f64>) -> BTreeMap<K, f64> {
     a.iter().filter_map(|(k, v)| Some((k.clone(), v - b.get(k)?))).collect()
-}
-
-/// Linear interpolation between the order statistics of sorted values, as NumPy's default; none of none.
-pub fn quantile(sorted: &[f64], fraction: f64) -> Option<f64> {
-    let last = sorted.len().checked_sub(1)?;
-    let at = fraction.clamp(0.0, 1.0) * last as f64;
-    let low = at.floor() as usize;
-    let high = (low + 1).min(last);
-    Some(sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64))
 }
 
 fn interval(level: f64, rounds: usize, mut mean: impl FnMut() -> Option<f64>) -> (f64, f64) {

@@ -6,6 +6,7 @@ mod overlay;
 pub mod phantom;
 pub mod plot;
 mod render;
+pub mod surface;
 mod volume;
 
 pub use geometry::Geometry;

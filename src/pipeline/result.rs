@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::EngineIdentity;
 use crate::image::LabelMap;
-use crate::segex::Report;
+use crate::segex::{Evidence, Report};
 use crate::terms::{Side, Structure};
 
 /// One segment: a structure on a side.
@@ -39,6 +39,8 @@ pub struct Segmentation {
     pub doubt: Vec<f32>,
     /// SegEx.
     pub report: Report,
+    /// What SegEx looked at, where it was to be kept.
+    pub evidence: Option<Evidence>,
     /// Which engine ran.
     pub engine: EngineIdentity,
     /// Which adapter: name and version.

@@ -14,7 +14,7 @@ use super::work::{Stopwatch, parallel};
 use super::{SegmentInfo, Segmentation};
 use crate::engine::{EngineError, Tensor};
 use crate::image::{LabelMap, Plane, Volume};
-use crate::segex::{LegInput, SegexInput, ShapeStatistics, StructureInput, assess};
+use crate::segex::{Evidence, LegInput, SegexCalibration, SegexInput, ShapeStatistics, StructureInput, assess};
 use crate::terms::{Side, Task};
 
 /// Why a volume was not segmented; each message can be shown to a person.
@@ -61,6 +61,8 @@ pub struct ModelInfo {
     pub presence: Vec<f32>,
     /// How the decoder is asked.
     pub prompting: Prompting,
+    /// From SegEx's measurements to grades; none where the adapter was not calibrated.
+    pub segex: Option<SegexCalibration>,
 }
 
 /// How to segment.
@@ -85,6 +87,8 @@ pub struct SegmentOptions {
     pub least_seen: f64,
     /// Decides the jitter.
     pub seed: u64,
+    /// Keep what SegEx looked at, so that other masks can be graded by it.
+    pub keep_evidence: bool,
 }
 
 impl Default for SegmentOptions {
@@ -99,6 +103,7 @@ impl Default for SegmentOptions {
             clean_up: CleanUp::default(),
             least_seen: 0.2,
             seed: 0,
+            keep_evidence: false,
         }
     }
 }
@@ -249,7 +254,7 @@ impl Segmenter {
 
         progress(Progress { step: "assess", done: 0, total: 1 });
         let iou = estimates(&items, &decoded, views.len(), k, nz);
-        let (segments, report) = self.grade(volume, &views, &used, &mut maps, &presence, &iou, options);
+        let (segments, report, evidence) = self.grade(volume, &views, &used, &mut maps, &presence, &iou, options);
         clock.lap("assess");
         remarks.extend(uncovered(&maps.labels));
         Ok(Segmentation {
@@ -257,6 +262,7 @@ impl Segmenter {
             doubt,
             segments,
             report,
+            evidence,
             engine: self.networks.identity(),
             adapter: self.model.adapter.clone(),
             adapter_sha256: self.model.adapter_sha256.clone(),
@@ -425,7 +431,7 @@ impl Segmenter {
         presence: &[Vec<Vec<f32>>],
         iou: &[Vec<Vec<f32>>],
         options: &SegmentOptions,
-    ) -> (Vec<SegmentInfo>, crate::segex::Report) {
+    ) -> (Vec<SegmentInfo>, crate::segex::Report, Option<Evidence>) {
         let k = self.model.task.structures.len();
         let mut counts = vec![0usize; views.len() * k + 1];
         for &l in &maps.labels.data {
@@ -455,13 +461,14 @@ impl Segmenter {
                     leg: l,
                     presence: &presence[l][s],
                     iou: &iou[l][s],
+                    overlap: &[],
                 });
             }
         }
         for map in std::iter::once(&mut maps.labels).chain(&mut maps.passes) {
             map.data.iter_mut().for_each(|v| *v = renumber[*v as usize]);
         }
-        let report = assess(&SegexInput {
+        let input = SegexInput {
             volume,
             labels: &maps.labels,
             passes: &maps.passes,
@@ -469,8 +476,9 @@ impl Segmenter {
             legs: views.iter().map(|v| LegInput { mask: &v.leg.mask, frame: v.frame(&volume.geometry) }).collect(),
             structures,
             shapes: &self.model.shapes,
-        });
-        (segments, report)
+            calibration: self.model.segex.as_ref(),
+        };
+        (segments, assess(&input), options.keep_evidence.then(|| Evidence::of(&input)))
     }
 }
 

@@ -1,12 +1,14 @@
 //! Grades without ground truth: measurements against cuts, a score and a verdict.
 //!
-//! The cuts are defaults set on phantoms and on eight real thighs whose true masks were eroded and dilated by 3 mm
-//! (boundary: true 0.61-0.84, spoilt 0.29-0.67); they are not calibrated, and every report made
-//! with them says so.
+//! Without a calibration the cuts are defaults set on phantoms and on eight real thighs whose true masks were eroded and
+//! dilated by 3 mm (boundary: true 0.61-0.84, spoilt 0.29-0.67), and the report says that it is not calibrated.
 
-use super::measure::{self, Measure, Region};
+use super::calibration::SegexCalibration;
+use super::features::{Feature, Features};
+use super::measure::{self, Between, Edges, Measure, Region};
+use super::score::{Cuts, Graded, NAMED, graded};
 use super::shape::{LegFrame, ShapeStatistics, shape};
-use super::{Criterion, Grade, Report, StructureReport, Verdict};
+use super::{Criterion, Grade, Report, StructureReport};
 use crate::image::{LabelMap, Volume};
 use crate::terms::{Side, Structure};
 
@@ -19,6 +21,7 @@ pub struct LegInput<'a> {
 }
 
 /// One structure to grade.
+#[derive(Clone)]
 pub struct StructureInput<'a> {
     /// The structure.
     pub structure: &'a Structure,
@@ -32,6 +35,8 @@ pub struct StructureInput<'a> {
     pub presence: &'a [f32],
     /// The decoder's own estimate of its IoU on each slice; empty where unknown.
     pub iou: &'a [f32],
+    /// Voxels on each slice that another segment claims too; empty where segments cannot overlap.
+    pub overlap: &'a [usize],
 }
 
 /// All that grading without ground truth looks at.
@@ -50,28 +55,8 @@ pub struct SegexInput<'a> {
     pub structures: Vec<StructureInput<'a>>,
     /// Shapes of the labelled slices; may be empty.
     pub shapes: &'a [ShapeStatistics],
-}
-
-/// Cuts between the grades 5, 4, 3, 2 and 1.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Cuts {
-    at: [f64; 4],
-    rising: bool,
-}
-
-impl Cuts {
-    /// Large is good.
-    const fn at_least(at: [f64; 4]) -> Self {
-        Cuts { at, rising: true }
-    }
-    /// Small is good.
-    const fn at_most(at: [f64; 4]) -> Self {
-        Cuts { at, rising: false }
-    }
-    fn grade(&self, v: f64) -> u8 {
-        let passed = |cut: f64| if self.rising { v >= cut } else { v <= cut };
-        5 - self.at.iter().take_while(|c| !passed(**c)).count() as u8
-    }
+    /// From measurements to the grades that ground truth would give; none where the adapter has not been calibrated.
+    pub calibration: Option<&'a SegexCalibration>,
 }
 
 const BOUNDARY: Cuts = Cuts::at_least([0.62, 0.50, 0.38, 0.26]);
@@ -82,147 +67,265 @@ const TOPOLOGY: Cuts = Cuts::at_most([0.01, 0.03, 0.08, 0.20]);
 const BETWEEN: Cuts = Cuts::at_most([0.20, 0.30, 0.40, 0.55]);
 const STABILITY: Cuts = Cuts::at_least([0.95, 0.90, 0.85, 0.75]);
 const BURDEN: Cuts = Cuts::at_most([0.05, 0.15, 0.40, 0.70]);
+/// A soft band up to this wide, mm, is what partial volume alone gives.
+const SHARP_MM: f64 = 2.5;
+/// What each further millimetre of the soft band takes from C1's measurement.
+const SOFT_PER_MM: f64 = 0.04;
 /// Share of outlying intensities that a clean muscle shows: fat streaks and vessels.
 const CLEAN_OUTLIERS: f64 = 0.05;
 /// A neighbour's area may differ by this much before C6 falls by one.
 const AREA_JUMP: f64 = 0.5;
 /// A centroid may move this far between slices 5 mm apart before C6 falls by one, millimetres.
 const SHIFT_MM: f64 = 10.0;
-/// Slices named with a grade.
-const NAMED: usize = 5;
+/// Labelled slices below which shapes are marked as few.
+const FEW_SHAPES: usize = 20;
 
-/// Grades every structure by C1 to C8 without ground truth. The report is marked as not calibrated.
+/// Grades every structure by C1 to C8 without ground truth, calibrated where a calibration is given.
 pub fn assess(input: &SegexInput) -> Report {
-    let edges: Vec<f32> = input.legs.iter().map(|l| measure::edge_strength(input.volume, l.mask)).collect();
+    let edges = edge_strengths(input);
     let structures: Vec<StructureReport> =
-        input.structures.iter().map(|s| grade_structure(input, s, edges.get(s.leg).copied().unwrap_or(0.0))).collect();
-    let n = structures.len().max(1) as f64;
-    Report {
-        observer: "device".into(),
-        calibrated: false,
-        with_ground_truth: false,
-        score: structures.iter().map(|s| s.score).sum::<f64>() / n,
-        verdict: structures.iter().map(|s| s.verdict).max().unwrap_or(Verdict::D),
-        structures,
-    }
+        input.structures.iter().map(|s| measured(input, s, &edges).report(input.calibration)).collect();
+    Report::new("device".into(), input.calibration.is_some(), false, structures)
 }
 
-fn grade_structure(input: &SegexInput, s: &StructureInput, edge: f32) -> StructureReport {
+/// The edge strength of each leg of an input.
+pub fn edge_strengths(input: &SegexInput) -> Vec<f32> {
+    input.legs.iter().map(|l| measure::edge_strength(input.volume, l.mask)).collect()
+}
+
+/// What was measured on one structure's mask.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    structure: Structure,
+    side: Option<Side>,
+    label: u8,
+    volume_mm3: f64,
+    /// Slices on which the classifier sees the structure.
+    present: usize,
+    edges: Edges,
+    soft: Measure,
+    added: Measure,
+    dropped: Measure,
+    same: Measure,
+    outliers: Measure,
+    overlap: Measure,
+    anatomy: Measure,
+    shapes: Option<usize>,
+    topology: Measure,
+    between: Between,
+    iou: Measure,
+    certain: Measure,
+}
+
+/// Measures one structure; `edges` are those of [`edge_strengths`].
+pub fn measured(input: &SegexInput, s: &StructureInput, edges: &[f32]) -> Measured {
     let region = if s.label == 0 { None } else { Region::of(input.labels, s.label) };
-    let Some(region) = region else { return empty(s) };
-    let mut remarks = Vec::new();
-    let mut grades = vec![graded(
-        Criterion::Boundary,
-        BOUNDARY,
-        measure::boundary(&region, input.volume, edge),
-        "mean gradient along the contour over the leg's 95th percentile",
-    )];
-    let [added, dropped, same] = measure::agreement(input.labels, input.passes, s.label);
-    grades.push(graded(
-        Criterion::Completeness,
-        COMPLETENESS,
-        added,
-        "pixels that an augmented pass adds, over the mask",
-    ));
-    grades.push(over(&region, input, dropped));
-    grades.push(anatomy(input, s, &region, &mut remarks));
-    grades.push(graded(
-        Criterion::Topology,
-        TOPOLOGY,
-        measure::topology(&region),
-        "share outside the largest component plus share of holes",
-    ));
-    grades.push(between(&region, &mut remarks));
-    grades.push(stability(input, s, &region, same));
-    grades.push(burden(&grades));
-    let (score, mut verdict) = score(&grades);
-    if let Some(g) = grades.iter().find(|g| {
-        matches!(g.criterion, Criterion::OverSegmentation | Criterion::Anatomy | Criterion::Topology)
-            && g.grade == Some(1)
-    }) {
-        if verdict < Verdict::C {
-            verdict = Verdict::C;
-        }
-        remarks.push(format!("{} ({}) is graded 1: major edits at best", g.criterion.name(), g.criterion.id()));
-    }
-    let voxels = region.mask.iter().filter(|&&m| m).count() as f64;
-    StructureReport {
-        structure: s.structure.clone(),
-        side: s.side,
-        label: s.label,
-        volume_mm3: voxels * input.labels.geometry.voxel_mm3(),
-        grades,
-        score,
-        verdict,
-        remarks,
-    }
-}
-
-fn empty(s: &StructureInput) -> StructureReport {
-    let present = s.presence.iter().filter(|p| **p >= 0.5).count();
-    StructureReport {
+    let mut m = Measured {
         structure: s.structure.clone(),
         side: s.side,
         label: s.label,
         volume_mm3: 0.0,
-        grades: Criterion::ALL
-            .iter()
-            .map(|&criterion| Grade {
-                criterion,
-                grade: None,
-                value: 0.0,
-                measure: "the mask is empty".into(),
-                slices: Vec::new(),
-            })
-            .collect(),
-        score: 0.0,
-        verdict: Verdict::D,
-        remarks: vec![format!("the mask is empty, but the classifier sees the structure on {present} slices")],
-    }
-}
-
-/// A grade from a measurement; the slices are those that would be graded 3 or worse by themselves, worst first.
-fn graded(criterion: Criterion, cuts: Cuts, m: Measure, words: &str) -> Grade {
-    let mut bad: Vec<(usize, f64)> = m.slices.into_iter().filter(|(_, v)| cuts.grade(*v) <= 3).collect();
-    bad.sort_by(|a, b| if cuts.rising { a.1.total_cmp(&b.1) } else { b.1.total_cmp(&a.1) });
-    Grade {
-        criterion,
-        grade: m.value.map(|v| cuts.grade(v)),
-        value: m.value.unwrap_or(0.0),
-        measure: words.into(),
-        slices: bad.into_iter().take(NAMED).map(|(z, _)| z).collect(),
-    }
-}
-
-fn over(region: &Region, input: &SegexInput, dropped: Measure) -> Grade {
-    let outliers = measure::outliers(region, input.volume);
-    let excess = |v: f64| (v - CLEAN_OUTLIERS).max(0.0);
-    let slices = outliers
-        .slices
-        .iter()
-        .map(|&(z, v)| (z, excess(v) + dropped.slices.iter().find(|d| d.0 == z).map_or(0.0, |d| d.1)))
-        .collect();
-    let value = match (dropped.value, outliers.value) {
-        (None, None) => None,
-        (a, b) => Some(a.unwrap_or(0.0) + excess(b.unwrap_or(0.0))),
+        present: s.presence.iter().filter(|p| **p >= 0.5).count(),
+        edges: Edges::default(),
+        soft: Measure::default(),
+        added: Measure::default(),
+        dropped: Measure::default(),
+        same: Measure::default(),
+        outliers: Measure::default(),
+        overlap: Measure::default(),
+        anatomy: Measure::default(),
+        shapes: None,
+        topology: Measure::default(),
+        between: Between::default(),
+        iou: Measure::default(),
+        certain: Measure::default(),
     };
-    graded(
-        Criterion::OverSegmentation,
-        OVER,
-        Measure { value, slices },
-        "pixels that not every pass keeps plus outlying intensities beyond 5 %, over the mask",
-    )
+    let Some(region) = region else { return m };
+    let dims = input.labels.geometry.dims;
+    m.volume_mm3 = region.total() * input.labels.geometry.voxel_mm3();
+    m.edges = measure::boundary(&region, input.volume, edges.get(s.leg).copied().unwrap_or(0.0));
+    m.soft = measure::soft_band(&region, input.entropy, dims);
+    [m.added, m.dropped, m.same] = measure::agreement(input.labels, input.passes, s.label);
+    m.outliers = measure::outliers(&region, input.volume);
+    m.overlap = measure::overlap(&region, s.overlap);
+    (m.anatomy, m.shapes) = anatomy(input, s, &region);
+    m.topology = measure::topology(&region);
+    m.between = measure::between(&region);
+    m.iou = estimate(s, &region);
+    m.certain = certainty(input, &region);
+    m
 }
 
-fn anatomy(input: &SegexInput, s: &StructureInput, region: &Region, remarks: &mut Vec<String>) -> Grade {
-    let words = "Mahalanobis distance per feature of size, place, eccentricity and solidity from the labelled slices";
+impl Measured {
+    /// The measurements as numbers, in the order of [`Feature::ALL`].
+    pub fn features(&self) -> Features {
+        let mut f = Features::default();
+        let mut set = |k: Feature, v: Option<f64>| f[k as usize] = v;
+        set(Feature::Edge, self.edges.strength.value);
+        set(Feature::RelativeEdge, self.edges.relative.value);
+        set(Feature::SoftBand, self.soft.value);
+        set(Feature::Added, self.added.value);
+        set(Feature::Dropped, self.dropped.value);
+        set(Feature::Outliers, self.outliers.value);
+        set(Feature::Overlap, self.overlap.value);
+        set(Feature::Anatomy, self.anatomy.value);
+        set(Feature::Topology, self.topology.value);
+        let pairs = self.between.loss.value;
+        set(Feature::NeighbourLoss, pairs);
+        set(Feature::AreaJump, pairs.map(|_| self.between.jump));
+        set(Feature::Shift, pairs.map(|_| self.between.shift_mm));
+        set(Feature::Missing, pairs.map(|_| self.between.missing.len() as f64));
+        set(Feature::Agreement, self.same.value);
+        set(Feature::Iou, self.iou.value);
+        set(Feature::Certainty, self.certain.value);
+        f
+    }
+
+    /// Whether the mask has no voxel.
+    pub fn is_empty(&self) -> bool {
+        self.volume_mm3 == 0.0
+    }
+
+    /// Grades, score and verdict; by the default cuts without a calibration.
+    pub fn report(&self, calibration: Option<&SegexCalibration>) -> StructureReport {
+        let what = Graded {
+            structure: &self.structure,
+            side: self.side,
+            label: self.label,
+            volume_mm3: self.volume_mm3,
+        };
+        if self.is_empty() {
+            let remark =
+                format!("the mask is empty, but the classifier sees the structure on {} slices", self.present);
+            return what.redo("the mask is empty", remark);
+        }
+        let mut remarks = Vec::new();
+        let mut grades = vec![
+            self.boundary(),
+            graded(
+                Criterion::Completeness,
+                COMPLETENESS,
+                self.added.clone(),
+                "pixels that an augmented pass adds, over the mask",
+            ),
+            self.over(),
+            self.anatomy(&mut remarks),
+            graded(
+                Criterion::Topology,
+                TOPOLOGY,
+                self.topology.clone(),
+                "share outside the largest component plus share of holes",
+            ),
+            self.between(&mut remarks),
+            self.stability(),
+        ];
+        grades.push(burden(&grades));
+        if let Some(c) = calibration {
+            let features = self.features();
+            for g in &mut grades {
+                // What a calibration had nothing to learn from keeps its default cuts.
+                if let Some(grade) = c.grade(g.criterion, &features) {
+                    g.grade = Some(grade);
+                }
+                if g.grade.is_some_and(|g| g > 3) {
+                    g.slices.clear();
+                }
+            }
+            remarks.extend(c.caution());
+        }
+        what.report(grades, remarks)
+    }
+
+    fn boundary(&self) -> Grade {
+        let soft = |v: Option<f64>| v.map_or(0.0, |mm| SOFT_PER_MM * (mm - SHARP_MM).max(0.0));
+        let of = |z: usize| self.soft.slices.iter().find(|s| s.0 == z).map(|s| s.1);
+        let m = Measure {
+            value: self.edges.strength.value.map(|v| v - soft(self.soft.value)),
+            slices: self.edges.strength.slices.iter().map(|&(z, v)| (z, v - soft(of(z)))).collect(),
+        };
+        let words = "mean gradient along the contour over the leg's 95th percentile, less for a soft band beyond 2.5 mm";
+        graded(Criterion::Boundary, BOUNDARY, m, words)
+    }
+
+    fn over(&self) -> Grade {
+        let excess = |v: f64| (v - CLEAN_OUTLIERS).max(0.0);
+        let at = |m: &Measure, z: usize| m.slices.iter().find(|d| d.0 == z).map_or(0.0, |d| d.1);
+        let slices = self
+            .outliers
+            .slices
+            .iter()
+            .map(|&(z, v)| (z, excess(v) + at(&self.dropped, z) + at(&self.overlap, z)))
+            .collect();
+        let parts = [self.dropped.value, self.outliers.value.map(excess), self.overlap.value];
+        let value = parts.iter().any(Option::is_some).then(|| parts.iter().flatten().sum());
+        graded(
+            Criterion::OverSegmentation,
+            OVER,
+            Measure { value, slices },
+            "pixels that not every pass keeps, outlying intensities beyond 5 % and overlap with other segments, over the mask",
+        )
+    }
+
+    fn anatomy(&self, remarks: &mut Vec<String>) -> Grade {
+        let words =
+            "Mahalanobis distance per feature of size, place, eccentricity and solidity from the labelled slices";
+        match self.shapes {
+            None => {
+                let none = "no shapes of labelled slices to compare with";
+                graded(Criterion::Anatomy, ANATOMY, Measure::default(), none)
+            }
+            Some(count) => {
+                if count < FEW_SHAPES {
+                    remarks.push(format!("anatomy is compared with {count} labelled slices only: low confidence"));
+                }
+                graded(Criterion::Anatomy, ANATOMY, self.anatomy.clone(), words)
+            }
+        }
+    }
+
+    fn between(&self, remarks: &mut Vec<String>) -> Grade {
+        let b = &self.between;
+        let words = "loss of overlap between neighbouring slices (1 - Dice, per 5 mm)";
+        let mut g = graded(Criterion::BetweenSlices, BETWEEN, b.loss.clone(), words);
+        if let Some(grade) = &mut g.grade {
+            if b.jump > AREA_JUMP {
+                *grade = grade.saturating_sub(1).max(1);
+                remarks.push(format!("the area jumps by {:.0} % between neighbouring slices", 100.0 * b.jump));
+            }
+            if b.shift_mm > SHIFT_MM {
+                *grade = grade.saturating_sub(1).max(1);
+                remarks.push(format!("the centroid jumps by {:.0} mm between neighbouring slices", b.shift_mm));
+            }
+            if !b.missing.is_empty() {
+                *grade = (*grade).min(2);
+                remarks.push(format!("missing on {} inner slices", b.missing.len()));
+                g.slices.splice(0..0, b.missing.iter().copied().take(NAMED));
+                g.slices.truncate(NAMED);
+            }
+        }
+        g
+    }
+
+    fn stability(&self) -> Grade {
+        // The passes are what was asked; the estimate and the entropy count half.
+        let parts = [(self.same.value, 1.0), (self.iou.value, 0.5), (self.certain.value, 0.5)];
+        let (sum, weight) =
+            parts.iter().filter_map(|(v, w)| v.map(|v| (v * w, w))).fold((0.0, 0.0), |(a, b), (v, w)| (a + v, b + w));
+        let m = Measure {
+            value: (weight > 0.0).then(|| sum / weight),
+            slices: if self.same.slices.is_empty() { self.iou.slices.clone() } else { self.same.slices.clone() },
+        };
+        let words = "agreement of the augmented passes, the decoder's IoU estimate and certainty";
+        graded(Criterion::Stability, STABILITY, m, words)
+    }
+}
+
+/// C4 over the slices, and the labelled slices behind it.
+fn anatomy(input: &SegexInput, s: &StructureInput, region: &Region) -> (Measure, Option<usize>) {
     let (Some(statistics), Some(leg)) = (input.shapes.iter().find(|x| x.key == s.structure.key), input.legs.get(s.leg))
     else {
-        return graded(Criterion::Anatomy, ANATOMY, Measure::default(), "no shapes of labelled slices to compare with");
+        return (Measure::default(), None);
     };
-    if statistics.count < 20 {
-        remarks.push(format!("anatomy is compared with {} labelled slices only: low confidence", statistics.count));
-    }
     let start = [region.start[0], region.start[1]];
     let slices: Vec<(usize, f64)> = region
         .mask
@@ -235,64 +338,30 @@ fn anatomy(input: &SegexInput, s: &StructureInput, region: &Region, remarks: &mu
         .collect();
     let n = slices.len().max(1) as f64;
     let value = (slices.iter().map(|(_, d)| d * d).sum::<f64>() / n).sqrt();
-    graded(Criterion::Anatomy, ANATOMY, Measure { value: (!slices.is_empty()).then_some(value), slices }, words)
+    (Measure { value: (!slices.is_empty()).then_some(value), slices }, Some(statistics.count))
 }
 
-fn between(region: &Region, remarks: &mut Vec<String>) -> Grade {
-    let b = measure::between(region);
-    let mut g = graded(
-        Criterion::BetweenSlices,
-        BETWEEN,
-        b.loss,
-        "loss of overlap between neighbouring slices (1 - Dice, per 5 mm)",
-    );
-    if let Some(grade) = &mut g.grade {
-        if b.jump > AREA_JUMP {
-            *grade = grade.saturating_sub(1).max(1);
-            remarks.push(format!("the area jumps by {:.0} % between neighbouring slices", 100.0 * b.jump));
-        }
-        if b.shift_mm > SHIFT_MM {
-            *grade = grade.saturating_sub(1).max(1);
-            remarks.push(format!("the centroid jumps by {:.0} mm between neighbouring slices", b.shift_mm));
-        }
-        if !b.missing.is_empty() {
-            *grade = (*grade).min(2);
-            remarks.push(format!("missing on {} inner slices", b.missing.len()));
-            g.slices.splice(0..0, b.missing.iter().copied().take(NAMED));
-            g.slices.truncate(NAMED);
-        }
-    }
-    g
-}
-
-fn stability(input: &SegexInput, s: &StructureInput, region: &Region, same: Measure) -> Grade {
-    let areas = region.areas();
-    let iou: Vec<(usize, f64)> = areas
+/// The decoder's estimate of its IoU over the slices of the mask.
+fn estimate(s: &StructureInput, region: &Region) -> Measure {
+    let slices: Vec<(usize, f64)> = region
+        .areas()
         .iter()
         .enumerate()
         .filter(|(_, n)| **n > 0)
         .filter_map(|(z, _)| Some((region.start[2] + z, f64::from(s.iou.get(region.start[2] + z)?.clamp(0.0, 1.0)))))
         .collect();
-    let estimate = (!iou.is_empty()).then(|| iou.iter().map(|v| v.1).sum::<f64>() / iou.len() as f64);
-    let certain = (!input.entropy.is_empty()).then(|| {
-        let inside = region.cut(input.entropy, input.labels.geometry.dims).zip(&region.mask).filter(|(_, m)| **m);
-        let (sum, n) = inside.fold((0.0, 0.0), |(a, n), (e, _)| (a + f64::from(*e), n + 1.0));
-        1.0 - sum / f64::max(n, 1.0)
-    });
-    // The passes are what was asked; the estimate and the entropy count half.
-    let parts = [(same.value, 1.0), (estimate, 0.5), (certain, 0.5)];
-    let (sum, weight) =
-        parts.iter().filter_map(|(v, w)| v.map(|v| (v * w, w))).fold((0.0, 0.0), |(a, b), (v, w)| (a + v, b + w));
-    let m = Measure {
-        value: (weight > 0.0).then(|| sum / weight),
-        slices: if same.slices.is_empty() { iou } else { same.slices },
-    };
-    graded(
-        Criterion::Stability,
-        STABILITY,
-        m,
-        "agreement of the augmented passes, the decoder's IoU estimate and certainty",
-    )
+    let value = (!slices.is_empty()).then(|| slices.iter().map(|v| v.1).sum::<f64>() / slices.len() as f64);
+    Measure { value, slices }
+}
+
+/// One less the mean entropy inside the mask.
+fn certainty(input: &SegexInput, region: &Region) -> Measure {
+    if input.entropy.is_empty() {
+        return Measure::default();
+    }
+    let inside = region.cut(input.entropy, input.labels.geometry.dims).zip(&region.mask).filter(|(_, m)| **m);
+    let (sum, n) = inside.fold((0.0, 0.0), |(a, n), (e, _)| (a + f64::from(*e), n + 1.0));
+    Measure { value: Some(1.0 - sum / f64::max(n, 1.0)), slices: Vec::new() }
 }
 
 /// C8 from C1 to C7: the weighted mean shortfall from 5, raised so that small shortfalls weigh little.
@@ -302,26 +371,6 @@ fn burden(grades: &[Grade]) -> Grade {
         .filter_map(|g| g.grade.map(|v| (g.criterion.weight() * f64::from(5 - v) / 4.0, g.criterion.weight())))
         .fold((0.0, 0.0), |(a, b), (v, w)| (a + v, b + w));
     let value = (weight > 0.0).then(|| (sum / weight).powf(1.5));
-    graded(
-        Criterion::EditBurden,
-        BURDEN,
-        Measure { value, slices: Vec::new() },
-        "predicted share of the contour to redraw, from C1 to C7",
-    )
-}
-
-/// `25 x sum w (g - 1) / sum w` over the criteria that could be measured, and its verdict.
-fn score(grades: &[Grade]) -> (f64, Verdict) {
-    let (sum, weight) = grades
-        .iter()
-        .filter_map(|g| g.grade.map(|v| (g.criterion.weight() * f64::from(v - 1), g.criterion.weight())))
-        .fold((0.0, 0.0), |(a, b), (v, w)| (a + v, b + w));
-    let score = if weight > 0.0 { 25.0 * sum / weight } else { 0.0 };
-    let verdict = match score {
-        s if s >= 85.0 => Verdict::A,
-        s if s >= 70.0 => Verdict::B,
-        s if s >= 45.0 => Verdict::C,
-        _ => Verdict::D,
-    };
-    (score, verdict)
+    let words = "predicted share of the contour to redraw, from C1 to C7";
+    graded(Criterion::EditBurden, BURDEN, Measure { value, slices: Vec::new() }, words)
 }

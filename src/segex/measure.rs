@@ -1,7 +1,7 @@
-//! The measurements behind the criteria that need no ground truth, for one structure's mask over a volume.
+//! The measurements behind the criteria, for one structure's mask over a volume.
 
-use crate::image::morphology::{Connectivity, components, contour, fill_holes};
-use crate::image::{LabelMap, Volume};
+use crate::image::morphology::{Connectivity, components, contour, distance, fill_holes};
+use crate::image::{Geometry, LabelMap, Volume};
 
 /// A measurement over the volume and on each slice where it exists.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -27,10 +27,17 @@ pub struct Region {
 impl Region {
     /// Cuts out a label; `None` where it does not occur.
     pub fn of(labels: &LabelMap, label: u8) -> Option<Self> {
-        let [nx, ny, nz] = labels.geometry.dims;
+        let mut r = Region::round(&labels.geometry, 2, |i| labels.data[i] == label)?;
+        r.mask = r.cut(&labels.data, labels.geometry.dims).map(|&l| l == label).collect();
+        Some(r)
+    }
+
+    /// The box of all voxels that `wanted` accepts, with a border of `border` pixels and an empty mask; `None` without any.
+    pub fn round(geometry: &Geometry, border: usize, wanted: impl Fn(usize) -> bool) -> Option<Self> {
+        let [nx, ny, _] = geometry.dims;
         let mut lo = [usize::MAX; 3];
         let mut hi = [0usize; 3];
-        for (i, _) in labels.data.iter().enumerate().filter(|(_, l)| **l == label) {
+        for i in (0..geometry.voxels()).filter(|&i| wanted(i)) {
             let p = [i % nx, i / nx % ny, i / (nx * ny)];
             for a in 0..3 {
                 lo[a] = lo[a].min(p[a]);
@@ -41,18 +48,16 @@ impl Region {
             return None;
         }
         for (a, n) in [(0, nx), (1, ny)] {
-            lo[a] = lo[a].saturating_sub(2);
-            hi[a] = (hi[a] + 2).min(n);
+            lo[a] = lo[a].saturating_sub(border);
+            hi[a] = (hi[a] + border).min(n);
         }
-        hi[2] = hi[2].min(nz);
-        let mut r = Region {
-            dims: [hi[0] - lo[0], hi[1] - lo[1], hi[2] - lo[2]],
-            start: lo,
-            spacing: labels.geometry.spacing,
-            mask: Vec::new(),
-        };
-        r.mask = r.cut(&labels.data, labels.geometry.dims).map(|&l| l == label).collect();
-        Some(r)
+        let dims = [hi[0] - lo[0], hi[1] - lo[1], hi[2] - lo[2]];
+        Some(Region { dims, start: lo, spacing: geometry.spacing, mask: Vec::new() })
+    }
+
+    /// The same box with another mask.
+    pub fn with(&self, mask: Vec<bool>) -> Self {
+        Region { dims: self.dims, start: self.start, spacing: self.spacing, mask }
     }
 
     /// The box's part of an array on the volume's grid.
@@ -76,7 +81,20 @@ impl Region {
         self.mask.chunks(self.plane()).map(|p| p.iter().filter(|&&m| m).count()).collect()
     }
 
-    fn total(&self) -> f64 {
+    /// Centre of the mask on a slice of the box, mm from the box's first pixel; the origin for an empty slice.
+    pub fn centroid(&self, z: usize) -> [f64; 2] {
+        let (mut n, mut x, mut y) = (0.0, 0.0, 0.0);
+        let plane = self.plane();
+        for i in (0..plane).filter(|&i| self.mask[z * plane + i]) {
+            n += 1.0;
+            x += (i % self.dims[0]) as f64 * self.spacing[0];
+            y += (i / self.dims[0]) as f64 * self.spacing[1];
+        }
+        [x / f64::max(n, 1.0), y / f64::max(n, 1.0)]
+    }
+
+    /// Voxels of the mask.
+    pub fn total(&self) -> f64 {
         self.mask.iter().filter(|&&m| m).count() as f64
     }
 }
@@ -99,33 +117,92 @@ fn gradient(values: &[f32], r: &Region) -> Vec<f32> {
     out
 }
 
-/// C1: mean over the contour of the largest gradient within one pixel, over the leg's edge strength (at most 1).
-pub fn boundary(r: &Region, volume: &Volume, edge: f32) -> Measure {
+/// C1: how the contour lies on the image's edges.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Edges {
+    /// Mean over the contour of the largest gradient within one pixel, over the leg's edge strength (at most 1).
+    pub strength: Measure,
+    /// The same largest gradient over the largest within four pixels: 1 where no stronger edge is near.
+    pub relative: Measure,
+}
+
+/// C1 over the contour, pixel by pixel; `edge` is the leg's [`edge_strength`].
+pub fn boundary(r: &Region, volume: &Volume, edge: f32) -> Edges {
     let values: Vec<f32> = r.cut(&volume.data, volume.geometry.dims).copied().collect();
     let g = gradient(&values, r);
     let rim = contour(&r.mask, r.dims);
     let [w, h, _] = r.dims;
-    let (mut all, mut n, mut slices) = (0.0, 0.0, Vec::new());
-    for z in 0..r.dims[2] {
-        let (mut sum, mut count) = (0.0, 0.0);
-        for i in (z * r.plane()..(z + 1) * r.plane()).filter(|&i| rim[i]) {
-            let (x, y) = (i % w, i / w % h);
-            let mut best = 0f32;
-            for b in y.saturating_sub(1)..=(y + 1).min(h - 1) {
-                for a in x.saturating_sub(1)..=(x + 1).min(w - 1) {
-                    best = best.max(g[z * r.plane() + b * w + a]);
-                }
+    let largest = |i: usize, reach: usize| {
+        let (x, y, plane) = (i % w, i / w % h, i / r.plane() * r.plane());
+        let mut best = 0f32;
+        for b in y.saturating_sub(reach)..=(y + reach).min(h - 1) {
+            for a in x.saturating_sub(reach)..=(x + reach).min(w - 1) {
+                best = best.max(g[plane + b * w + a]);
             }
-            sum += f64::from((best / edge.max(f32::MIN_POSITIVE)).min(1.0));
-            count += 1.0;
         }
-        if count > 0.0 {
-            slices.push((r.start[2] + z, sum / count));
-            all += sum;
-            n += count;
+        best
+    };
+    let mut out = Edges::default();
+    let mut all = [0.0; 3];
+    for z in 0..r.dims[2] {
+        let mut own = [0.0; 3];
+        for i in (z * r.plane()..(z + 1) * r.plane()).filter(|&i| rim[i]) {
+            let near = largest(i, 1);
+            own[0] += 1.0;
+            own[1] += f64::from((near / edge.max(f32::MIN_POSITIVE)).min(1.0));
+            own[2] += f64::from(near / largest(i, 4).max(f32::MIN_POSITIVE));
+        }
+        if own[0] > 0.0 {
+            out.strength.slices.push((r.start[2] + z, own[1] / own[0]));
+            out.relative.slices.push((r.start[2] + z, own[2] / own[0]));
+            (0..3).for_each(|k| all[k] += own[k]);
         }
     }
-    Measure { value: (n > 0.0).then(|| all / n), slices }
+    if all[0] > 0.0 {
+        out.strength.value = Some(all[1] / all[0]);
+        out.relative.value = Some(all[2] / all[0]);
+    }
+    out
+}
+
+/// Reach of the soft band on either side of the contour, pixels.
+const BAND: f64 = 4.0;
+
+/// C1: width of the soft band, mm: area round the contour where the label's entropy is above one half, over the contour's
+/// length.
+pub fn soft_band(r: &Region, entropy: &[f32], dims: [usize; 3]) -> Measure {
+    if entropy.is_empty() {
+        return Measure::default();
+    }
+    let pixel = r.spacing[0].max(r.spacing[1]);
+    let near = distance(&contour(&r.mask, r.dims), r.dims, [r.spacing[0], r.spacing[1], 1e4]);
+    let rim = contour(&r.mask, r.dims);
+    let soft: Vec<bool> =
+        r.cut(entropy, dims).zip(&near).map(|(e, d)| *e > 0.5 && f64::from(*d) <= BAND * pixel).collect();
+    let (mut area, mut length, mut slices) = (0.0, 0.0, Vec::new());
+    for z in 0..r.dims[2] {
+        let count = |m: &[bool]| m[z * r.plane()..(z + 1) * r.plane()].iter().filter(|v| **v).count() as f64;
+        let (a, l) = (count(&soft) * r.spacing[0] * r.spacing[1], count(&rim) * pixel);
+        if l > 0.0 {
+            slices.push((r.start[2] + z, a / l));
+            area += a;
+            length += l;
+        }
+    }
+    Measure { value: (length > 0.0).then(|| area / length), slices }
+}
+
+/// Part of C3: share of the mask's voxels that another segment claims too; `claimed` counts them by slice of the volume.
+pub fn overlap(r: &Region, claimed: &[usize]) -> Measure {
+    if claimed.is_empty() {
+        return Measure::default();
+    }
+    let areas = r.areas();
+    let at = |z: usize| claimed.get(r.start[2] + z).copied().unwrap_or(0) as f64;
+    let slices: Vec<(usize, f64)> =
+        (0..areas.len()).filter(|&z| areas[z] > 0).map(|z| (r.start[2] + z, at(z) / areas[z] as f64)).collect();
+    let all: f64 = (0..areas.len()).map(at).sum();
+    Measure { value: Some(all / r.total().max(1.0)), slices }
 }
 
 /// The leg's edge strength: the 95th percentile of the in-slice gradient inside it.
@@ -256,15 +333,7 @@ pub fn between(r: &Region) -> Between {
     let scale = (5.0 / r.spacing[2]).clamp(0.2, 1.0);
     let areas = r.areas();
     let plane = r.plane();
-    let centroid = |z: usize| {
-        let (mut n, mut x, mut y) = (0.0, 0.0, 0.0);
-        for i in (0..plane).filter(|&i| r.mask[z * plane + i]) {
-            n += 1.0;
-            x += (i % r.dims[0]) as f64 * r.spacing[0];
-            y += (i / r.dims[0]) as f64 * r.spacing[1];
-        }
-        [x / f64::max(n, 1.0), y / f64::max(n, 1.0)]
-    };
+    let centroid = |z: usize| r.centroid(z);
     let mut out = Between {
         missing: (0..areas.len()).filter(|&z| areas[z] == 0).map(|z| r.start[2] + z).collect(),
         ..Between::default()

@@ -93,6 +93,19 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All verdicts, best first.
+    pub const ALL: [Verdict; 4] = [Verdict::A, Verdict::B, Verdict::C, Verdict::D];
+
+    /// The verdict of a score, before caps: A from 85, B from 70, C from 45.
+    pub fn of(score: f64) -> Self {
+        match score {
+            s if s >= 85.0 => Verdict::A,
+            s if s >= 70.0 => Verdict::B,
+            s if s >= 45.0 => Verdict::C,
+            _ => Verdict::D,
+        }
+    }
+
     /// In words.
     pub fn words(self) -> &'static str {
         match self {
@@ -125,10 +138,17 @@ pub struct StructureReport {
     pub remarks: Vec<String>,
 }
 
+impl StructureReport {
+    /// The grade of one criterion, where it was measured.
+    pub fn grade(&self, criterion: Criterion) -> Option<u8> {
+        self.grades.iter().find(|g| g.criterion == criterion)?.grade
+    }
+}
+
 /// SegEx of a whole result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// Who graded: `device` in this release.
+    /// Who graded: `device`, the name of a language model, or that of a person.
     pub observer: String,
     /// Whether grades were calibrated against labelled slices.
     pub calibrated: bool,
@@ -140,4 +160,19 @@ pub struct Report {
     pub score: f64,
     /// The worst structure's verdict.
     pub verdict: Verdict,
+}
+
+impl Report {
+    /// The report of an observer: mean score and worst verdict over its structures.
+    pub fn new(observer: String, calibrated: bool, with_ground_truth: bool, structures: Vec<StructureReport>) -> Self {
+        let n = structures.len().max(1) as f64;
+        Report {
+            observer,
+            calibrated,
+            with_ground_truth,
+            score: structures.iter().map(|s| s.score).sum::<f64>() / n,
+            verdict: structures.iter().map(|s| s.verdict).max().unwrap_or(Verdict::D),
+            structures,
+        }
+    }
 }
