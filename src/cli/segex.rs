@@ -1,16 +1,23 @@
 //! `scanside segex`: grades segmentations, calibrates and validates the grades, and compares observers.
 
+mod grade;
+mod observers;
 #[cfg(feature = "train")]
 mod study;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 
+/// Grade a segmentation from elsewhere beside its series: scanside segex --series DIR --seg FILE
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct SegexArgs {
     #[command(subcommand)]
-    command: Job,
+    job: Option<Job>,
+    #[command(flatten)]
+    grade: Option<grade::GradeArgs>,
 }
 
 #[derive(Subcommand, Debug)]
@@ -21,13 +28,23 @@ enum Job {
     /// Hold grades without ground truth against grades with it, on subjects that were never trained on
     #[cfg(feature = "train")]
     Validate(study::ValidateArgs),
+    /// Write a form for a person to grade a segmentation, with a picture of each structure
+    Form(grade::FormArgs),
+    /// Take a filled form back as a report
+    ReadForm(observers::ReadFormArgs),
+    /// Agreement of observers over report files: weighted kappa and ICC(2,1)
+    Agree(observers::AgreeArgs),
 }
 
 pub(super) fn run(args: &SegexArgs) -> anyhow::Result<ExitCode> {
-    match &args.command {
+    match &args.job {
         #[cfg(feature = "train")]
-        Job::Calibrate(args) => study::calibrate(args),
+        Some(Job::Calibrate(args)) => study::calibrate(args),
         #[cfg(feature = "train")]
-        Job::Validate(args) => study::validate(args),
+        Some(Job::Validate(args)) => study::validate(args),
+        Some(Job::Form(args)) => grade::form(args),
+        Some(Job::ReadForm(args)) => observers::read(args),
+        Some(Job::Agree(args)) => observers::agree(args),
+        None => grade::run(args.grade.as_ref().context("give --series and --seg, or one of the commands of --help")?),
     }
 }

@@ -23,7 +23,7 @@ use crate::dicom::net::scp::{Scp, ScpError, ScpOptions};
 use crate::store::{Spool, Store, StoreError};
 
 pub use model::{Model, ModelError};
-pub use results::{ResultFiles, result_key, source_of, write_results};
+pub use results::{ResultFiles, grades, result_key, source_of, write_results};
 
 /// Why the daemon cannot start.
 #[derive(Debug, thiserror::Error)]

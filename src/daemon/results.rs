@@ -101,7 +101,8 @@ pub fn source_of(series: &SeriesVolume) -> SourceSeries {
     }
 }
 
-fn grades(report: &Report) -> Vec<SegmentReport> {
+/// A SegEx report as the builders take it.
+pub fn grades(report: &Report) -> Vec<SegmentReport> {
     report
         .structures
         .iter()

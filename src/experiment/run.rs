@@ -257,6 +257,7 @@ impl<'a> Lab<'a> {
             shapes: Vec::new(),
             presence: Vec::new(),
             prompting,
+            segex: None,
         }
     }
 

@@ -57,6 +57,7 @@ pub fn pseudo_labels(
         shapes: Vec::new(),
         presence: Vec::new(),
         prompting: rule.prompting,
+        segex: None,
     };
     let segmenter = Segmenter::new(networks, model)?;
 

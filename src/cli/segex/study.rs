@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::grade::{folder_of, save};
 use crate::adapter::Adapter;
 use crate::cli::evaluate::base_weights;
 use crate::evaluate::{Arm, MaskMaker, Masks, SegexStudy, calibration_of, halves};
@@ -99,13 +100,6 @@ impl Served {
     }
 }
 
-/// The first error of a command's output folder, before minutes are spent on what cannot be written.
-fn folder_of(out: &Path) -> anyhow::Result<()> {
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    ensure!(folder.is_dir(), "there is no folder {} to write into", folder.display());
-    Ok(())
-}
-
 pub(super) fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     folder_of(&args.out)?;
     let mut served = Served::load(&args.adapter, args.weights.as_deref())?;
@@ -188,12 +182,8 @@ pub(super) fn validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let study = SegexStudy { facts, arms };
     println!("{}", study.markdown(&args.title));
     if let Some(out) = &args.out {
-        let write = |extension: &str, text: String| {
-            let path = out.with_added_extension(extension);
-            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
-        };
-        write("md", study.markdown(&args.title))?;
-        write("json", serde_json::to_string_pretty(&study)? + "\n")?;
+        save(&out.with_added_extension("md"), &study.markdown(&args.title))?;
+        save(&out.with_added_extension("json"), &(serde_json::to_string_pretty(&study)? + "\n"))?;
     }
     if let Some(path) = &args.masks {
         let lines: Result<String, serde_json::Error> = masks
@@ -213,7 +203,7 @@ pub(super) fn validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
                 Ok(serde_json::to_string(&line)? + "\n")
             })
             .collect();
-        std::fs::write(path, lines?).with_context(|| format!("cannot write {}", path.display()))?;
+        save(path, &lines?)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -19,5 +19,5 @@ pub use input::{
 };
 pub use sc::secondary_capture;
 pub use seg::{annotation, segmentation};
-pub use sr::comprehensive_sr;
+pub use sr::{SegReference, comprehensive_sr, comprehensive_sr_of};
 pub use text_sr::{refusal_text, result_text};

@@ -136,8 +136,22 @@ pub(super) fn evidence(source: &SourceSeries, segmentation: Option<(&str, &str)>
     )]
 }
 
-/// The SegEx report for programs: SOP Instance UID and object.
+/// A segmentation that others made; its segment numbers are those of the report's segments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegReference {
+    /// Its Series Instance UID.
+    pub series_uid: String,
+    /// Its SOP Instance UID.
+    pub sop_instance_uid: String,
+}
+
+/// The SegEx report for programs on a result of our own: SOP Instance UID and object.
 pub fn comprehensive_sr(input: &ResultInput<'_>) -> (String, InMemDicomObject) {
+    comprehensive_sr_of(input, None)
+}
+
+/// The same on a segmentation from elsewhere, where one is given.
+pub fn comprehensive_sr_of(input: &ResultInput<'_>, foreign: Option<&SegReference>) -> (String, InMemDicomObject) {
     let sop = uid::derive("sr", &[&input.source.series_uid, &input.key]);
     let review = if input.needs_review { " - needs review" } else { "" };
     let head = Head {
@@ -150,13 +164,19 @@ pub fn comprehensive_sr(input: &ResultInput<'_>) -> (String, InMemDicomObject) {
         created_ms: input.created_ms,
     };
     let listed = seg::listed(input);
-    let segmentation = (!listed.is_empty()).then(|| seg::sop_instance_uid(input));
+    let segmentation = match foreign {
+        Some(seg) => Some(seg.sop_instance_uid.clone()),
+        None => (!listed.is_empty()).then(|| seg::sop_instance_uid(input)),
+    };
     let groups: Vec<Set> = input
         .segments
         .iter()
         .zip(input.reports)
         .map(|(s, r)| {
-            let number = listed.iter().position(|l| *l == s).map(|i| i + 1);
+            let number = match foreign {
+                Some(_) => (s.number > 0).then_some(usize::from(s.number)),
+                None => listed.iter().position(|l| *l == s).map(|i| i + 1),
+            };
             group(input, s, r, segmentation.as_deref().zip(number))
         })
         .collect();
@@ -168,7 +188,10 @@ pub fn comprehensive_sr(input: &ResultInput<'_>) -> (String, InMemDicomObject) {
     ));
     // TID 1500 demands measurements or evaluations; both are always there.
     children.push(container(Some("CONTAINS"), &Code::dcm("126010", "Imaging Measurements"), groups));
-    let seg_series = uid::derive("seg-series", &[&input.source.series_uid, &input.key]);
+    let seg_series = foreign.map_or_else(
+        || uid::derive("seg-series", &[&input.source.series_uid, &input.key]),
+        |seg| seg.series_uid.clone(),
+    );
     let set = document(
         common(input.source, input.identity, &head),
         evidence(input.source, segmentation.as_deref().map(|s| (seg_series.as_str(), s))),
