@@ -111,7 +111,8 @@ impl Site {
 
     fn grade(&self, more: &[&str]) -> Output {
         let (series, seg, out) = (self.text("series"), self.text("seg.dcm"), self.text("graded"));
-        let mut args = vec!["segex", "--series", &series, "--seg", &seg, "--out", &out, "--set", "series.quiet_seconds=30"];
+        let mut args =
+            vec!["segex", "--series", &series, "--seg", &seg, "--out", &out, "--set", "series.quiet_seconds=30"];
         args.extend(more);
         scanside(&args)
     }
@@ -181,7 +182,8 @@ fn a_form_goes_to_a_person_and_comes_back_and_observers_are_compared() {
     let text = std::fs::read_to_string(&form).unwrap();
     let blank = scanside(&["segex", "read-form", &form.display().to_string()]);
     assert!(!blank.status.success() && said(&blank).contains("write your name"), "{}", said(&blank));
-    let filled = text.replace("observer = \"\"", "observer = \"AB\"").replace("C1 = 0", "C1 = 4").replace("C5 = 0", "C5 = 5");
+    let filled =
+        text.replace("observer = \"\"", "observer = \"AB\"").replace("C1 = 0", "C1 = 4").replace("C5 = 0", "C5 = 5");
     std::fs::write(&form, filled).unwrap();
     let person = site.text("person.json");
     let out = scanside(&["segex", "read-form", &form.display().to_string(), "--out", &person]);

@@ -39,7 +39,10 @@ impl Stub {
                     }
                 }
                 kept.lock().unwrap().push(all);
-                let head = format!("HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nlocation: http://127.0.0.1:{port}/elsewhere\r\nconnection: close\r\n\r\n", body.len());
+                let head = format!(
+                    "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nlocation: http://127.0.0.1:{port}/elsewhere\r\nconnection: close\r\n\r\n",
+                    body.len()
+                );
                 let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
             }
         });
@@ -133,7 +136,8 @@ fn identifying(series: &Path) -> BTreeSet<String> {
         let path = entry.unwrap().path();
         let object = dicom_object::open_file(&path).unwrap();
         for e in object.iter() {
-            if matches!(e.vr(), VR::PN | VR::LO | VR::SH | VR::UI | VR::DA | VR::TM | VR::DT | VR::ST | VR::LT | VR::AS) {
+            if matches!(e.vr(), VR::PN | VR::LO | VR::SH | VR::UI | VR::DA | VR::TM | VR::DT | VR::ST | VR::LT | VR::AS)
+            {
                 if let Ok(v) = e.to_str() {
                     out.extend(v.split(['^', '\\', ' ', '\0']).filter(|p| p.len() >= 4).map(String::from));
                 }
@@ -181,7 +185,10 @@ fn pixels_and_outline_leave_and_nothing_else() {
     assert_eq!(file.reports.len(), 2);
     let r = &file.reports[1];
     assert_eq!((r.observer.as_str(), r.structures.len()), ("language model vision-7b", 2));
-    assert_eq!((r.structures[0].grades[7].grade, r.structures[0].grades[7].slices.as_slice()), (Some(2), [1].as_slice()));
+    assert_eq!(
+        (r.structures[0].grades[7].grade, r.structures[0].grades[7].slices.as_slice()),
+        (Some(2), [1].as_slice())
+    );
     assert!(std::fs::read_to_string(site.path("graded.md")).unwrap().contains("language model vision-7b"));
 }
 

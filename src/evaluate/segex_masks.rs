@@ -183,8 +183,7 @@ impl MaskMaker<'_> {
             .iter()
             .enumerate()
             .map(|(k, s)| {
-                let from = kept
-                    .and_then(|e| e.structures.iter().find(|o| o.structure.key == s.key && o.side == side));
+                let from = kept.and_then(|e| e.structures.iter().find(|o| o.structure.key == s.key && o.side == side));
                 StructureEvidence {
                     structure: s.clone(),
                     side,
@@ -208,7 +207,8 @@ impl MaskMaker<'_> {
     fn of_structure(&self, stage: &Stage, k: usize) -> Vec<StudyMask> {
         let label = k as u8 + 1;
         let key = &self.task.structures[k].key;
-        let seed = self.seed ^ (stage.subject as u64) << 32 ^ (stage.volume.geometry.origin[2].to_bits() >> 16) ^ k as u64;
+        let seed =
+            self.seed ^ (stage.subject as u64) << 32 ^ (stage.volume.geometry.origin[2].to_bits() >> 16) ^ k as u64;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let bare = Evidence {
             legs: stage.evidence.legs.clone(),
@@ -247,12 +247,8 @@ impl MaskMaker<'_> {
     fn mask(&self, stage: &Stage, k: usize, made: Made, labels: &LabelMap, evidence: &Evidence) -> Option<StudyMask> {
         let label = k as u8 + 1;
         let compared = ComparedStructure { structure: &self.task.structures[k], side: None, label, truth: label };
-        let report = compare(&CompareInput {
-            labels,
-            truth: &stage.truth,
-            entropy: &evidence.entropy,
-            structures: &[compared],
-        });
+        let report =
+            compare(&CompareInput { labels, truth: &stage.truth, entropy: &evidence.entropy, structures: &[compared] });
         let truth = report.structures.into_iter().next()?;
         let input = evidence.input(&stage.volume, labels, self.shapes, None);
         let structure = input.structures.iter().find(|s| s.label == label)?;

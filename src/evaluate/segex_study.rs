@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use rand::seq::SliceRandom;
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
@@ -206,7 +206,10 @@ fn damage_rows(all: &[Vec<Both>]) -> Vec<DamageRow> {
     let name = |m: &Made| {
         let what = m.damage.map_or("as they are".to_string(), |(d, level)| {
             let level = ["slight", "moderate", "gross"][level.min(2)];
-            format!("{}, {level}", serde_json::to_value(d).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default())
+            format!(
+                "{}, {level}",
+                serde_json::to_value(d).ok().and_then(|v| v.as_str().map(String::from)).unwrap_or_default()
+            )
         });
         format!("{}: {what}", if m.result { "results" } else { "labels" })
     };
@@ -276,12 +279,16 @@ impl SegexStudy {
                 cell(&c.kappa, 2)
             );
         }
-        out.push_str("\n| masks | n | A by the truth | AUROC usable as is (A) | AUROC A or B |\n|---|---:|---:|---|---|\n");
+        out.push_str(
+            "\n| masks | n | A by the truth | AUROC usable as is (A) | AUROC A or B |\n|---|---:|---:|---|---|\n",
+        );
         for r in &a.accept {
             let _ =
                 writeln!(out, "| {} | {} | {} | {} | {} |", r.masks, r.n, r.a, cell(&r.auroc, 3), cell(&r.auroc_b, 3));
         }
-        out.push_str("\nVerdicts: rows by the truth, columns without it.\n\n| | A | B | C | D |\n|---|---:|---:|---:|---:|\n");
+        out.push_str(
+            "\nVerdicts: rows by the truth, columns without it.\n\n| | A | B | C | D |\n|---|---:|---:|---:|---:|\n",
+        );
         for (v, row) in Verdict::ALL.iter().zip(&a.confusion) {
             let _ = writeln!(out, "| {v:?} | {} | {} | {} | {} |", row[0], row[1], row[2], row[3]);
         }

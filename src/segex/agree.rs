@@ -41,8 +41,7 @@ pub fn icc_2_1(rows: &[Vec<f64>]) -> Option<f64> {
     let (nf, kf) = (n as f64, k as f64);
     let mean = rows.iter().flatten().sum::<f64>() / (nf * kf);
     let by_row: f64 = rows.iter().map(|r| (r.iter().sum::<f64>() / kf - mean).powi(2)).sum::<f64>() * kf;
-    let by_column: f64 =
-        (0..k).map(|j| (rows.iter().map(|r| r[j]).sum::<f64>() / nf - mean).powi(2)).sum::<f64>() * nf;
+    let by_column: f64 = (0..k).map(|j| (rows.iter().map(|r| r[j]).sum::<f64>() / nf - mean).powi(2)).sum::<f64>() * nf;
     let total: f64 = rows.iter().flatten().map(|v| (v - mean).powi(2)).sum();
     let (ms_rows, ms_columns) = (by_row / (nf - 1.0), by_column / (kf - 1.0));
     let ms_error = (total - by_row - by_column) / ((nf - 1.0) * (kf - 1.0));

@@ -188,15 +188,10 @@ impl Measured {
 
     /// Grades, score and verdict; by the default cuts without a calibration.
     pub fn report(&self, calibration: Option<&SegexCalibration>) -> StructureReport {
-        let what = Graded {
-            structure: &self.structure,
-            side: self.side,
-            label: self.label,
-            volume_mm3: self.volume_mm3,
-        };
+        let what =
+            Graded { structure: &self.structure, side: self.side, label: self.label, volume_mm3: self.volume_mm3 };
         if self.is_empty() {
-            let remark =
-                format!("the mask is empty, but the classifier sees the structure on {} slices", self.present);
+            let remark = format!("the mask is empty, but the classifier sees the structure on {} slices", self.present);
             return what.redo("the mask is empty", remark);
         }
         let mut remarks = Vec::new();
@@ -243,7 +238,8 @@ impl Measured {
             value: self.edges.strength.value.map(|v| v - soft(self.soft.value)),
             slices: self.edges.strength.slices.iter().map(|&(z, v)| (z, v - soft(of(z)))).collect(),
         };
-        let words = "mean gradient along the contour over the leg's 95th percentile, less for a soft band beyond 2.5 mm";
+        let words =
+            "mean gradient along the contour over the leg's 95th percentile, less for a soft band beyond 2.5 mm";
         graded(Criterion::Boundary, BOUNDARY, m, words)
     }
 

@@ -136,8 +136,7 @@ impl SegexCalibration {
         if subjects.len() > 1 {
             let mut sums = [(0.0, 0.0); 8];
             for s in subjects {
-                let (own, others): (Vec<&Candidate>, Vec<&Candidate>) =
-                    candidates.iter().partition(|c| c.subject == s);
+                let (own, others): (Vec<&Candidate>, Vec<&Candidate>) = candidates.iter().partition(|c| c.subject == s);
                 let maps = fit_maps(&others);
                 for c in own {
                     for (k, sum) in sums.iter_mut().enumerate() {
@@ -225,9 +224,8 @@ fn fit_map(criterion: Criterion, inputs: Vec<Feature>, rows: &[(Vec<f64>, f64)])
 fn ridge(rows: &[(Vec<f64>, f64)], weights: &[f64]) -> Option<(Vec<f64>, f64)> {
     let n: f64 = weights.iter().sum();
     let d = rows.first()?.0.len();
-    let mean_of = |f: &dyn Fn(&(Vec<f64>, f64)) -> f64| {
-        rows.iter().zip(weights).map(|(r, w)| w * f(r)).sum::<f64>() / n
-    };
+    let mean_of =
+        |f: &dyn Fn(&(Vec<f64>, f64)) -> f64| rows.iter().zip(weights).map(|(r, w)| w * f(r)).sum::<f64>() / n;
     let mean: Vec<f64> = (0..d).map(|k| mean_of(&|r| r.0[k])).collect();
     let sd: Vec<f64> = (0..d).map(|k| mean_of(&|r| (r.0[k] - mean[k]).powi(2)).sqrt()).collect();
     let target = mean_of(&|r| r.1);
@@ -342,7 +340,11 @@ mod tests {
                 features[Feature::RelativeEdge as usize] = Some(rng.random::<f64>());
                 features[Feature::Outliers as usize] = Some(0.1);
                 features[Feature::Topology as usize] = Some(0.0);
-                Candidate { subject: i / 10, features, grades: [Some(g), None, None, None, Some(5), None, None, Some(g)] }
+                Candidate {
+                    subject: i / 10,
+                    features,
+                    grades: [Some(g), None, None, None, Some(5), None, None, Some(g)],
+                }
             })
             .collect()
     }

@@ -69,12 +69,8 @@ fn structure(input: &CompareInput, s: &ComparedStructure) -> Option<StructureRep
         truth: region.with(cut(input.truth, s.truth)),
         pixel: g.spacing[0].max(g.spacing[1]),
     };
-    let what = Graded {
-        structure: s.structure,
-        side: s.side,
-        label: s.label,
-        volume_mm3: pair.found.total() * g.voxel_mm3(),
-    };
+    let what =
+        Graded { structure: s.structure, side: s.side, label: s.label, volume_mm3: pair.found.total() * g.voxel_mm3() };
     if pair.found.total() == 0.0 {
         return Some(what.redo("the mask is empty", "the mask is empty, but the truth has the structure".into()));
     }
@@ -153,8 +149,7 @@ impl Pair {
         };
         let slices = (0..r.dims[2]).filter_map(|z| Some((r.start[2] + z, share(Some(z))?))).collect();
         let m = Measure { value: share(None), slices };
-        let mut grade =
-            graded(Criterion::Boundary, SURFACE, m, "surface Dice at 1 mm or one pixel, whichever is more");
+        let mut grade = graded(Criterion::Boundary, SURFACE, m, "surface Dice at 1 mm or one pixel, whichever is more");
         if let (Some(mm), Some(g)) = (hd95(&there, &back), &mut grade.grade)
             && mm > FAR_MM
             && *g > 3

@@ -12,9 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::adapter::Adapter;
 use crate::cli::ConfigArgs;
 use crate::daemon::{grades, result_key, source_of};
-use crate::dicom::write::{
-    Identity, ResultInput, SegReference, SegmentSpec, comprehensive_sr_of, write_atomically,
-};
+use crate::dicom::write::{Identity, ResultInput, SegReference, SegmentSpec, comprehensive_sr_of, write_atomically};
 use crate::image::LabelMap;
 use crate::labels::LabelImage;
 use crate::pipeline::{CropRule, LegView, leg_views};
@@ -209,7 +207,9 @@ fn seg_reference(path: &Path, series: &SeriesVolume, remarks: &mut Vec<String>) 
     let object = dicom_object::OpenFileOptions::new().read_until(tags::PIXEL_DATA).open_file(path).ok()?;
     let text = |tag| Some(object.get(tag)?.to_str().ok()?.trim_end_matches(['\0', ' ']).to_string());
     let frame = text(tags::FRAME_OF_REFERENCE_UID);
-    if frame.is_some() && series.header.frame_of_reference_uid.is_some() && frame != series.header.frame_of_reference_uid
+    if frame.is_some()
+        && series.header.frame_of_reference_uid.is_some()
+        && frame != series.header.frame_of_reference_uid
     {
         remarks.push("the segmentation names another frame of reference than the images: is it of this series?".into());
     }
@@ -292,7 +292,11 @@ impl Loaded {
             let input = CompareInput { labels: &own, truth: &label, entropy: &[], structures: &[compared] };
             structures.extend(compare(&input).structures);
         }
-        ensure!(!structures.is_empty(), "no segment of {} is one of the truth's: name them with --map", subject.seg.display());
+        ensure!(
+            !structures.is_empty(),
+            "no segment of {} is one of the truth's: name them with --map",
+            subject.seg.display()
+        );
         Ok(Report::new("device".into(), false, true, structures))
     }
 

@@ -117,7 +117,8 @@ pub(super) fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn describe(c: &SegexCalibration) -> String {
-    let mut out = format!("calibrated on {} labelled masks of {} subjects, {} candidates\n", c.masks, c.subjects, c.candidates);
+    let mut out =
+        format!("calibrated on {} labelled masks of {} subjects, {} candidates\n", c.masks, c.subjects, c.candidates);
     for (criterion, error) in Criterion::ALL.iter().zip(c.error) {
         let maps = c.maps.iter().filter(|m| m.criterion == *criterion).count();
         let error = error.map_or("not measured".into(), |e| format!("{e:.2} of a grade, subject left out"));
@@ -145,8 +146,7 @@ pub(super) fn validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let masks = served.masks(&unseen, args.seed, |c| &c.test)?;
     let subjects: Vec<usize> = masks.masks.iter().map(|m| m.subject).collect();
     let [first, second] = halves(&subjects, args.seed);
-    let fitted =
-        [&first, &second].map(|half| calibration_of(&masks.masks, |s| half.contains(&s)));
+    let fitted = [&first, &second].map(|half| calibration_of(&masks.masks, |s| half.contains(&s)));
     let by_other_half = |s: usize| Some(if first.contains(&s) { &fitted[1] } else { &fitted[0] });
     let site_calibration = calibration_of(&site.masks, |_| true);
     let mut arms = vec![Arm::new("default cuts, not calibrated", &masks.masks, |_| None, args.seed)];

@@ -211,7 +211,8 @@ mod tests {
 
     #[test]
     fn a_form_filled_in_wrongly_says_where() {
-        let good = form_text("a", &shown()).replace("observer = \"\"", "observer = \"x\"").replacen("C1 = 0", "C1 = 3", 1);
+        let good =
+            form_text("a", &shown()).replace("observer = \"\"", "observer = \"x\"").replacen("C1 = 0", "C1 = 3", 1);
         assert!(read(&good).is_ok());
         for (from, to, why) in [
             ("observer = \"x\"", "observer = \" \"", "write your name"),

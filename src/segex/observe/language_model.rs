@@ -271,9 +271,11 @@ struct Answer {
 fn parse(text: &str, slices: usize) -> Result<Opinion, String> {
     let text = text.trim();
     let inner = text.strip_prefix("```json").or_else(|| text.strip_prefix("```")).and_then(|t| t.strip_suffix("```"));
-    let answer: Answer =
-        serde_json::from_str(inner.unwrap_or(text).trim()).map_err(|e| format!("it is not the JSON asked for ({e})"))?;
-    let place = |id: &str| Criterion::ALL.iter().position(|c| c.id() == id).ok_or_else(|| "it names a criterion that is none".to_string());
+    let answer: Answer = serde_json::from_str(inner.unwrap_or(text).trim())
+        .map_err(|e| format!("it is not the JSON asked for ({e})"))?;
+    let place = |id: &str| {
+        Criterion::ALL.iter().position(|c| c.id() == id).ok_or_else(|| "it names a criterion that is none".to_string())
+    };
     let mut out = Opinion { remark: tame(&answer.remark, MAX_REMARK), ..Opinion::default() };
     for (id, grade) in answer.grades {
         if grade.is_some_and(|g| !(1..=5).contains(&g)) {
@@ -331,7 +333,13 @@ mod tests {
         let at = |url: &str| {
             LanguageModel::new(&config::Observer { url: url.into(), model: "m".into(), ..config::Observer::default() })
         };
-        for url in ["http://127.0.0.1:8000/v1", "http://10.1.2.3", "http://192.168.7.1:1/", "http://[::1]:8000/v1", "http://[fd00::1]"] {
+        for url in [
+            "http://127.0.0.1:8000/v1",
+            "http://10.1.2.3",
+            "http://192.168.7.1:1/",
+            "http://[::1]:8000/v1",
+            "http://[fd00::1]",
+        ] {
             assert!(at(url).is_ok(), "{url}: {:?}", at(url).err());
         }
         for url in ["http://8.8.8.8/v1", "http://100.64.0.1", "http://[2001:db8::1]/v1", "http://[::ffff:8.8.8.8]/v1"] {

@@ -75,12 +75,8 @@ impl Opinion {
                 slices: self.slices[k].clone(),
             })
             .collect();
-        let what = Graded {
-            structure: &shown.structure,
-            side: shown.side,
-            label: shown.label,
-            volume_mm3: shown.volume_mm3,
-        };
+        let what =
+            Graded { structure: &shown.structure, side: shown.side, label: shown.label, volume_mm3: shown.volume_mm3 };
         let remark = self.remark.trim();
         what.report(grades, if remark.is_empty() { vec![] } else { vec![remark.to_string()] })
     }
