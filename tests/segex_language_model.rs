@@ -136,11 +136,11 @@ fn identifying(series: &Path) -> BTreeSet<String> {
         let path = entry.unwrap().path();
         let object = dicom_object::open_file(&path).unwrap();
         for e in object.iter() {
-            if matches!(e.vr(), VR::PN | VR::LO | VR::SH | VR::UI | VR::DA | VR::TM | VR::DT | VR::ST | VR::LT | VR::AS)
+            const TEXT: [VR; 10] = [VR::PN, VR::LO, VR::SH, VR::UI, VR::DA, VR::TM, VR::DT, VR::ST, VR::LT, VR::AS];
+            if TEXT.contains(&e.vr())
+                && let Ok(v) = e.to_str()
             {
-                if let Ok(v) = e.to_str() {
-                    out.extend(v.split(['^', '\\', ' ', '\0']).filter(|p| p.len() >= 4).map(String::from));
-                }
+                out.extend(v.split(['^', '\\', ' ', '\0']).filter(|p| p.len() >= 4).map(String::from));
             }
         }
         out.insert(path.file_name().unwrap().to_string_lossy().into_owned());

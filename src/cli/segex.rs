@@ -17,7 +17,9 @@ pub(super) struct SegexArgs {
     #[command(subcommand)]
     job: Option<Job>,
     #[command(flatten)]
-    grade: Option<grade::GradeArgs>,
+    subject: Option<grade::Subject>,
+    #[command(flatten)]
+    options: grade::GradeOptions,
 }
 
 #[derive(Subcommand, Debug)]
@@ -45,6 +47,9 @@ pub(super) fn run(args: &SegexArgs) -> anyhow::Result<ExitCode> {
         Some(Job::Form(args)) => grade::form(args),
         Some(Job::ReadForm(args)) => observers::read(args),
         Some(Job::Agree(args)) => observers::agree(args),
-        None => grade::run(args.grade.as_ref().context("give --series and --seg, or one of the commands of --help")?),
+        None => {
+            let subject = args.subject.as_ref();
+            grade::run(subject.context("give --series and --seg, or one of the commands of --help")?, &args.options)
+        }
     }
 }

@@ -21,6 +21,9 @@ const RIDGE: f64 = 0.02;
 /// A rare grade weighs at most this much more than a common one.
 const MOST_WEIGHT: f64 = 4.0;
 
+/// Measurements of a mask as a map takes them, and the grade.
+type Row = (Vec<f64>, f64);
+
 /// A mask whose grades are known.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
@@ -191,7 +194,7 @@ fn fit_maps(candidates: &[&Candidate]) -> Vec<GradeMap> {
     let mut maps = Vec::new();
     for (k, criterion) in Criterion::ALL.into_iter().enumerate() {
         for inputs in inputs(criterion) {
-            let rows: Vec<(Vec<f64>, f64)> = candidates
+            let rows: Vec<Row> = candidates
                 .iter()
                 .filter_map(|c| {
                     let x: Option<Vec<f64>> = inputs.iter().map(|f| f.of(&c.features)).collect();
@@ -204,7 +207,7 @@ fn fit_maps(candidates: &[&Candidate]) -> Vec<GradeMap> {
     maps
 }
 
-fn fit_map(criterion: Criterion, inputs: Vec<Feature>, rows: &[(Vec<f64>, f64)]) -> Option<GradeMap> {
+fn fit_map(criterion: Criterion, inputs: Vec<Feature>, rows: &[Row]) -> Option<GradeMap> {
     if rows.len() < LEAST {
         return None;
     }
@@ -221,11 +224,10 @@ fn fit_map(criterion: Criterion, inputs: Vec<Feature>, rows: &[(Vec<f64>, f64)])
 }
 
 /// Weighted ridge regression on standardised inputs: weights and constant for the inputs as they are.
-fn ridge(rows: &[(Vec<f64>, f64)], weights: &[f64]) -> Option<(Vec<f64>, f64)> {
+fn ridge(rows: &[Row], weights: &[f64]) -> Option<(Vec<f64>, f64)> {
     let n: f64 = weights.iter().sum();
     let d = rows.first()?.0.len();
-    let mean_of =
-        |f: &dyn Fn(&(Vec<f64>, f64)) -> f64| rows.iter().zip(weights).map(|(r, w)| w * f(r)).sum::<f64>() / n;
+    let mean_of = |f: &dyn Fn(&Row) -> f64| rows.iter().zip(weights).map(|(r, w)| w * f(r)).sum::<f64>() / n;
     let mean: Vec<f64> = (0..d).map(|k| mean_of(&|r| r.0[k])).collect();
     let sd: Vec<f64> = (0..d).map(|k| mean_of(&|r| (r.0[k] - mean[k]).powi(2)).sqrt()).collect();
     let target = mean_of(&|r| r.1);

@@ -93,11 +93,14 @@ impl Corruption {
             let centre = [i % dims[0] + region.start[0], i / dims[0] + region.start[1]].map(|v| v as f64);
             Some((centre, slices))
         };
+        // Less than a pixel would change nothing.
+        let pixel = g.spacing[0].max(g.spacing[1]);
+        let depth_mm = [0.8f64, 1.6, 3.5][level].max(1.01 * pixel * (1.0 + 0.5 * level as f64));
         Some(match kind {
-            Damage::Erode => Corruption::Erode([0.8, 1.6, 3.5][level]),
-            Damage::Dilate => Corruption::Dilate([0.8, 1.6, 3.5][level]),
+            Damage::Erode => Corruption::Erode(depth_mm),
+            Damage::Dilate => Corruption::Dilate(depth_mm),
             Damage::Shift => {
-                let (mm, angle) = ([1.0, 3.0, 8.0][level], rng.random::<f64>() * std::f64::consts::TAU);
+                let (mm, angle) = ([1.0f64, 3.0, 8.0][level].max(pixel), rng.random::<f64>() * std::f64::consts::TAU);
                 Corruption::Shift([
                     (mm * angle.cos() / g.spacing[0]).round() as i64,
                     (mm * angle.sin() / g.spacing[1]).round() as i64,

@@ -49,9 +49,7 @@ pub(super) struct Subject {
 }
 
 #[derive(Args, Debug, Clone)]
-pub(super) struct GradeArgs {
-    #[command(flatten)]
-    subject: Subject,
+pub(super) struct GradeOptions {
     /// Grade against this truth too: any label file
     #[arg(long, value_name = "FILE")]
     truth: Option<PathBuf>,
@@ -83,6 +81,9 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((segment.trim().to_string(), key.trim().to_string()))
 }
 
+/// A leg's voxels and frame.
+type Leg = (Vec<bool>, LegFrame);
+
 /// A segment on the images' grid.
 struct Segment {
     number: u8,
@@ -99,7 +100,7 @@ struct Loaded {
     series: SeriesVolume,
     segments: Vec<Segment>,
     /// Mask and frame of each leg; the whole image where none was found.
-    legs: Vec<(Vec<bool>, LegFrame)>,
+    legs: Vec<Leg>,
     sides: Vec<Option<Side>>,
     remarks: Vec<String>,
     case: String,
@@ -180,7 +181,7 @@ impl Subject {
 
 /// A segment by legs: whole where it names a side or lies on one leg, else what lies on each leg by itself (and what lies on
 /// none with the leg that has most of it).
-fn by_leg(mask: &[bool], legs: &[(Vec<bool>, LegFrame)], sided: bool) -> Vec<(usize, Vec<bool>)> {
+fn by_leg(mask: &[bool], legs: &[Leg], sided: bool) -> Vec<(usize, Vec<bool>)> {
     let on = |l: usize| mask.iter().zip(&legs[l].0).filter(|(m, l)| **m && **l).count();
     let counts: Vec<usize> = (0..legs.len()).map(on).collect();
     let all: usize = counts.iter().sum();
@@ -197,7 +198,7 @@ fn by_leg(mask: &[bool], legs: &[(Vec<bool>, LegFrame)], sided: bool) -> Vec<(us
         .collect()
 }
 
-fn legs_of(views: &[LegView], series: &SeriesVolume) -> (Vec<(Vec<bool>, LegFrame)>, Vec<Option<Side>>) {
+fn legs_of(views: &[LegView], series: &SeriesVolume) -> (Vec<Leg>, Vec<Option<Side>>) {
     let g = &series.volume.geometry;
     views.iter().map(|v| ((v.leg.mask.clone(), v.frame(g)), v.leg.side)).unzip()
 }
@@ -369,17 +370,17 @@ fn explained(mut r: StructureReport) -> StructureReport {
     r
 }
 
-pub(super) fn run(args: &GradeArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(subject: &Subject, args: &GradeOptions) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?.config;
     if let Some(out) = &args.out {
         folder_of(out)?;
     }
     let adapter = args.adapter.as_deref().map(Adapter::load).transpose()?;
-    let loaded = args.subject.load()?;
+    let loaded = subject.load()?;
     let mut remarks = loaded.remarks.clone();
     let mut reports = vec![loaded.device(adapter.as_ref())];
     if let Some(truth) = &args.truth {
-        reports.push(loaded.against(truth, &args.subject, &mut remarks)?);
+        reports.push(loaded.against(truth, subject, &mut remarks)?);
     }
     let mut file = ReportFile { segex: FILE_VERSION, case: loaded.case.clone(), reports, problems: Vec::new() };
     // The device's grades are on disk before anybody else is asked.
@@ -428,7 +429,7 @@ fn ask(settings: &crate::config::Observer, loaded: &Loaded, problems: &mut Vec<S
     (!structures.is_empty()).then(|| Report::new(model.observer(), false, false, structures))
 }
 
-fn write(args: &GradeArgs, loaded: &Loaded, file: &ReportFile, remarks: &[String]) -> anyhow::Result<()> {
+fn write(args: &GradeOptions, loaded: &Loaded, file: &ReportFile, remarks: &[String]) -> anyhow::Result<()> {
     let Some(out) = &args.out else { return Ok(()) };
     save(&out.with_added_extension("json"), &(serde_json::to_string_pretty(file)? + "\n"))?;
     let mut text = format!("# SegEx of case {}\n\n", file.case);

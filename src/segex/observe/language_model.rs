@@ -164,7 +164,7 @@ impl LanguageModel {
             .proxy(None)
             .max_redirects(0)
             .http_status_as_error(false)
-            .user_agent("scanside")
+            .user_agent("segex")
             .build()
             .into();
         let mut post = agent
