@@ -171,8 +171,8 @@ fn pixels_and_outline_leave_and_nothing_else() {
         // All but the pixels themselves, as text.
         let words = format!("{head}{}{}", &body[..start], &body[end..]);
         // Words that are ours: what is asked, of what. "Thigh" is the task, whatever the header says.
-        let ours = ["THIGH", "thigh", "axial", "Vastus"];
-        for s in secrets.iter().filter(|s| !ours.contains(&s.as_str())) {
+        let ours = ["thigh", "axial", "vastus"];
+        for s in secrets.iter().filter(|s| !ours.contains(&s.to_lowercase().as_str())) {
             assert!(!words.to_lowercase().contains(&s.to_lowercase()), "{s:?} left the box:\n{words}");
         }
         for s in ["Doe", "DOE", "1950", ".dcm", "nrrd", site.dir.path().to_str().unwrap()] {
