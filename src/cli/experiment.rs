@@ -24,6 +24,8 @@ enum What {
     Run(RunArgs),
     /// Tables, tests and plots from the results
     Report(ReportArgs),
+    /// Write a draw's data as a manifest, and an arm's settings, for `scanside train`
+    Manifest(ManifestArgs),
 }
 
 #[derive(Args, Debug)]
@@ -70,6 +72,31 @@ struct ReportArgs {
     out: PathBuf,
 }
 
+#[derive(Args, Debug)]
+struct ManifestArgs {
+    /// The plan
+    #[arg(long)]
+    plan: PathBuf,
+    /// Folder with one folder per subject (DICOM files, NRRD/<subject>-label.nrrd)
+    #[arg(long)]
+    subjects: PathBuf,
+    /// The arm
+    #[arg(long)]
+    arm: String,
+    /// Labelled slices
+    #[arg(long)]
+    slices: usize,
+    /// Number of the draw
+    #[arg(long, default_value_t = 0)]
+    draw: usize,
+    /// Writes PATH.toml (manifest, with the subjects' folders as they were given) and PATH-settings.toml
+    #[arg(long, short)]
+    out: PathBuf,
+    /// Base weights (safetensors); default: the cache, fetched once where empty
+    #[arg(long)]
+    weights: Option<PathBuf>,
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -83,7 +110,30 @@ pub fn run(args: &ExperimentArgs) -> anyhow::Result<ExitCode> {
             written.iter().for_each(|p| println!("wrote {}", p.display()));
             Ok(ExitCode::SUCCESS)
         }
+        What::Manifest(a) => manifest(a),
     }
+}
+
+fn manifest(args: &ManifestArgs) -> anyhow::Result<ExitCode> {
+    let plan = Plan::load(&args.plan)?;
+    let arm = plan.arm.iter().find(|a| a.name == args.arm);
+    let arm = arm.with_context(|| format!("the plan has no arm {}", args.arm))?;
+    let base = base_weights(args.weights.as_deref())?;
+    // Paths in a manifest are relative to the manifest, not to where this command was called.
+    let subjects = std::path::absolute(&args.subjects).with_context(|| args.subjects.display().to_string())?;
+    let lab = Lab::new(&plan, &base, &subjects)?;
+    let key = RunKey { arm: arm.name.clone(), slices: args.slices, draw: args.draw };
+    let settings = args
+        .out
+        .with_file_name(format!("{}-settings.toml", args.out.file_name().unwrap_or_default().to_string_lossy()));
+    for (path, text) in [
+        (args.out.with_added_extension("toml"), toml::to_string(&lab.manifest(&key)?)?),
+        (settings, toml::to_string(&lab.settings(arm, &key)?)?),
+    ] {
+        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        println!("wrote {}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn execute(args: &RunArgs) -> anyhow::Result<ExitCode> {

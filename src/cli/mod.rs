@@ -24,6 +24,8 @@ mod send;
 mod serve;
 mod status;
 #[cfg(feature = "train")]
+mod survey;
+#[cfg(feature = "train")]
 pub mod train;
 mod validate;
 mod weights;
@@ -82,6 +84,9 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Grade segmentations (any DICOM SEG beside its series), calibrate and validate the grades, compare observers
     Segex(segex::SegexArgs),
+    /// Segment volumes that nobody has labelled and show how plausible the results are
+    #[cfg(feature = "train")]
+    Survey(survey::SurveyArgs),
     /// Measure this project beside its peers
     Bench(bench::BenchArgs),
 }
@@ -135,6 +140,8 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "train")]
         Command::Evaluate(args) => evaluate::run(&args),
         Command::Segex(args) => segex::run(&args),
+        #[cfg(feature = "train")]
+        Command::Survey(args) => survey::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match outcome {

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
@@ -11,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::evaluate::{base_weights, evaluation_of, print_table, write_report};
 use crate::adapter::{Adapter, AdapterMeta, FORMAT, Lora, Presence, Provenance, TRAINABLE_SHARE};
 use crate::evaluate::{EvaluationSetting, loss_curve};
+use crate::experiment::peak_mib;
 use crate::model::network::NETWORK_VERSION;
 use crate::model::weights::BaseWeights;
 use crate::pipeline::CropRule;
@@ -106,6 +108,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         println!("resuming from {}", checkpoint.display());
     }
     let curve = args.out.with_extension("loss.csv");
+    let begin = Instant::now();
     let adapted = {
         let mut log = LossLog::open(&curve, resumed)?;
         adapt(base.tensors(), &task, &cases, rule, &settings, Some(&checkpoint), &mut |e| log.hear(&e))?
@@ -126,6 +129,13 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
         adapter.parameters(),
         100.0 * share(&adapter, &base),
         adapter.sha256()?
+    );
+    println!(
+        "trained in {:.1} minutes on {} threads{}, peak memory {:.0} MiB",
+        begin.elapsed().as_secs_f64() / 60.0,
+        rayon::current_num_threads(),
+        if resumed { " since it was resumed" } else { "" },
+        peak_mib()
     );
     println!("loss curve: {} and .svg beside it", curve.display());
 

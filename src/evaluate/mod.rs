@@ -10,6 +10,7 @@ mod run;
 mod segex_masks;
 mod segex_study;
 pub mod statistics;
+mod survey;
 mod table;
 
 pub use adapter::{AdapterEvaluation, EvaluationSetting, evaluate_adapter};
@@ -20,4 +21,5 @@ pub use overlays::overlays;
 pub use run::{EvaluateError, Evaluated, Evaluation, Found, Outcome, Prompt, compare};
 pub use segex_masks::{Made, MaskMaker, Masks, StudyMask};
 pub use segex_study::{AcceptRow, Arm, CriterionRow, DamageRow, SegexStudy, calibration_of, halves};
+pub use survey::{Course, Surveyed, SurveyedStructure, survey_markdown};
 pub use table::{CaseRow, Row, Spread, Table, Trained};

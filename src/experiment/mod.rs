@@ -10,5 +10,5 @@ pub use plan::{Arm, Kind, Plan, PlanError, RunKey};
 pub use record::{Record, RecordError, records};
 pub use report::report;
 pub use run::{ExperimentError, Lab, Told};
-pub(crate) use run::{claim, tensors_path};
+pub(crate) use run::{claim, peak_mib, tensors_path};
 pub use split::{Draw, Split};

@@ -66,6 +66,9 @@ pub struct Arm {
     /// Evaluate true boxes and prompt-free decoding too in the draws below this number.
     #[serde(default)]
     pub bounds: usize,
+    /// A point of the curve of quality over training time.
+    #[serde(default)]
+    pub time: bool,
 }
 
 /// The plan.

@@ -17,7 +17,7 @@ const SEED: u64 = 7;
 /// Mean over structures of one figure, by subject and draw.
 type BySubject = BTreeMap<(usize, usize), f64>;
 
-/// Writes PATH.md and PATH-slices.svg; returns what was written.
+/// Writes PATH.md, PATH-slices.svg and PATH-time.svg; returns what was written.
 ///
 /// # Errors
 /// A file that cannot be written.
@@ -31,11 +31,15 @@ pub fn report(plan: &Plan, records: &[Record], out: &Path) -> std::io::Result<Ve
     text.push_str(&costs(plan, records));
     let markdown = out.with_added_extension("md");
     std::fs::write(&markdown, text)?;
-    let mut name = out.file_name().unwrap_or_default().to_os_string();
-    name.push("-slices.svg");
-    let picture = out.with_file_name(name);
-    std::fs::write(&picture, curve(plan, records))?;
-    Ok(vec![markdown, picture])
+    let mut written = vec![markdown];
+    for (end, svg) in [("-slices.svg", curve(plan, records)), ("-time.svg", over_time(plan, records))] {
+        let mut name = out.file_name().unwrap_or_default().to_os_string();
+        name.push(end);
+        let picture = out.with_file_name(name);
+        std::fs::write(&picture, svg)?;
+        written.push(picture);
+    }
+    Ok(written)
 }
 
 /// Records of an arm at a number of slices.
@@ -319,6 +323,36 @@ fn curve(plan: &Plan, records: &[Record]) -> String {
         x: Axis { label: "labelled slices".into(), log: true, ..Axis::default() },
         y: Axis { label: "mean Dice, 95 % interval".into(), ..Axis::default() },
         series,
+        ..Plot::default()
+    }
+    .svg()
+}
+
+/// Quality over the minutes that training took, a point for each arm of the curve, on the fewest slices; draws that all of
+/// those arms have.
+fn over_time(plan: &Plan, records: &[Record]) -> String {
+    let arms: Vec<(&Arm, usize)> =
+        plan.arm.iter().filter(|a| a.time).filter_map(|a| Some((a, counts(a).first()?.0))).collect();
+    let drawn = |a: &Arm, n: usize| of(records, &a.name, n).iter().map(|r| r.key.draw).collect::<BTreeSet<usize>>();
+    let all: Vec<BTreeSet<usize>> = arms.iter().map(|(a, n)| drawn(a, *n)).filter(|d| !d.is_empty()).collect();
+    let common: BTreeSet<usize> =
+        all.iter().flatten().copied().filter(|d| all.iter().all(|of_arm| of_arm.contains(d))).collect();
+    let mut points: Vec<([f64; 2], [f64; 2])> = Vec::new();
+    for (arm, n) in arms {
+        let rs: Vec<&Record> = of(records, &arm.name, n).into_iter().filter(|r| common.contains(&r.key.draw)).collect();
+        if !rs.is_empty() {
+            let minutes = rs.iter().map(|r| r.train_seconds / 60.0).sum::<f64>() / rs.len() as f64;
+            let dice = by_subject(&rs, None, |c| c.agreement.dice);
+            points.push(([minutes, mean(&dice)], interval(&dice).into()));
+        }
+    }
+    points.sort_by(|a, b| a.0[0].total_cmp(&b.0[0]));
+    let (line, band) = points.into_iter().unzip();
+    Plot {
+        title: "Dice on unseen subjects over training time, five slices".into(),
+        x: Axis { label: "minutes of training on one core".into(), log: true, ..Axis::default() },
+        y: Axis { label: "mean Dice, 95 % interval".into(), ..Axis::default() },
+        series: vec![Series::banded("all steps scaled alike", line, band)],
         ..Plot::default()
     }
     .svg()

@@ -15,7 +15,7 @@ use crate::model::weights::{BaseWeights, from_safetensors, to_safetensors};
 use crate::pipeline::{CropRule, ModelInfo, Networks, PipelineError, Prompting, SegmentOptions, Segmenter};
 use crate::terms::Task;
 use crate::train::{
-    AdaptError, Case, DatasetError, EagerNetworks, Entry, Event, TrainSettings, Use, adapt, networks_of,
+    AdaptError, Case, DatasetError, EagerNetworks, Entry, Event, Manifest, TrainSettings, Use, adapt, networks_of,
 };
 
 /// Input size of the zero-shot base.
@@ -97,9 +97,9 @@ impl<'a> Lab<'a> {
         Ok(Lab { plan, task, base, subjects, split })
     }
 
-    fn load(&self, subject: usize, usage: Use, slices: Option<Vec<usize>>) -> Result<Case, ExperimentError> {
+    fn entry(&self, subject: usize, usage: Use, slices: Option<Vec<usize>>) -> Entry {
         let folder = &self.subjects[subject];
-        let entry = Entry {
+        Entry {
             // Cases are numbered in whatever is written; a name would be a patient's.
             name: format!("subject {subject}"),
             images: Some(folder.clone()),
@@ -110,8 +110,11 @@ impl<'a> Lab<'a> {
             slices,
             side: Some(self.plan.side),
             usage,
-        };
-        Ok(Case::load(&entry, &self.task)?)
+        }
+    }
+
+    fn load(&self, subject: usize, usage: Use, slices: Option<Vec<usize>>) -> Result<Case, ExperimentError> {
+        Ok(Case::load(&self.entry(subject, usage, slices), &self.task)?)
     }
 
     /// The draw's cases: labelled slices, and every other slice of the pool without its labels.
@@ -134,6 +137,25 @@ impl<'a> Lab<'a> {
             }
         }
         Ok(cases.into_iter().map(|(_, c)| c).collect())
+    }
+
+    /// The data of a draw as a manifest for `scanside train`: its labelled slices, the pool's other slices without labels, and
+    /// the test subjects. Subjects are named by their number.
+    ///
+    /// # Errors
+    /// [`ExperimentError::Dataset`].
+    pub fn manifest(&self, key: &RunKey) -> Result<Manifest, ExperimentError> {
+        let pool = self.pool(key)?;
+        let drawn = self.split.pool.iter().zip(&pool).map(|(&s, case)| {
+            let train = !case.train.is_empty();
+            self.entry(s, if train { Use::Train } else { Use::Unlabelled }, train.then(|| case.train.clone()))
+        });
+        let test = self.split.test.iter().map(|&s| self.entry(s, Use::Test, None));
+        Ok(Manifest {
+            note: format!("{} labelled slices, draw {} of the plan with seed {}", key.slices, key.draw, self.plan.seed),
+            structures: self.plan.structures.clone(),
+            volume: drawn.chain(test).collect(),
+        })
     }
 
     /// The settings of an arm's run: the arm's own, and a seed of the plan, the number of slices and the draw.
@@ -321,7 +343,7 @@ fn label_file(subject: &Path) -> Option<PathBuf> {
 }
 
 /// Peak resident memory of this process, MiB; 0 where the system does not tell.
-fn peak_mib() -> f64 {
+pub(crate) fn peak_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     line.and_then(|l| l.split_whitespace().next()?.parse::<f64>().ok()).unwrap_or(0.0) / 1024.0

@@ -9,7 +9,7 @@ use rand_distr::{Distribution, StandardNormal};
 use super::settings::{Feedback, TrainSettings};
 use crate::engine::Tensor;
 use crate::model::eager::ParamStore;
-use crate::model::network::{EMBED, feedback_shapes, lora_targets, position_shapes};
+use crate::model::network::{EMBED, conv_adapter_shapes, feedback_shapes, lora_targets, position_shapes};
 
 /// Fresh adapter tensors for `structures` structures over base tensors: LoRA pairs (A ~ N(0, 0.02), B = 0, so that the
 /// first forward pass is the base's own), class tokens, classifier, and copies of what is trained whole.
@@ -48,6 +48,17 @@ pub fn fresh_adapter(
         for (name, shape) in feedback_shapes() {
             let sd =
                 if name.ends_with("gamma") { 0.0 } else { 1.0 / (shape.last().copied().unwrap_or(1) as f32).sqrt() };
+            out.insert(name, normal(&shape, sd));
+        }
+    }
+    if settings.conv_adapters > 0 {
+        for (name, shape) in conv_adapter_shapes(settings.conv_adapters) {
+            // The way back starts at nothing, so that the first forward pass is the base's own.
+            let sd = if name.ends_with("up.weight") {
+                0.0
+            } else {
+                1.0 / (shape[1..].iter().product::<usize>() as f32).sqrt()
+            };
             out.insert(name, normal(&shape, sd));
         }
     }

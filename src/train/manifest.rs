@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::labels::{LabelError, LabelImage};
 use crate::pipeline::LegError;
@@ -73,7 +73,7 @@ pub enum DatasetError {
 }
 
 /// What a volume is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Use {
     /// Its labelled slices are trained on; it is not evaluated.
@@ -95,7 +95,7 @@ impl Use {
 }
 
 /// One volume of the manifest.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
     /// Name in messages and tables; default: the folder's.
@@ -123,7 +123,7 @@ pub struct Entry {
 }
 
 /// A data set description.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// A sentence for people, kept in the adapter: what the data are.

@@ -18,6 +18,10 @@ pub struct TrainSettings {
     pub encoder_rank: usize,
     /// LoRA rank in the mask decoder's linears; 0 leaves it alone.
     pub decoder_rank: usize,
+    /// Channels of convolution adapters after the encoder's attention blocks, the baseline to LoRA; 0: none.
+    // Left out where it is off, so that settings written before it existed keep their hash.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub conv_adapters: usize,
     /// Base tensors whose name starts with one of these are trained whole.
     pub whole: Vec<String>,
     /// Tell the encoder where in the crop each cell lies.
@@ -74,6 +78,10 @@ pub struct TrainSettings {
     pub seed: u64,
 }
 
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 /// Gradient feedback: the segmentation's gradient on the embedding asks what the classifier looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -119,6 +127,7 @@ impl Default for TrainSettings {
             input_size: 448,
             encoder_rank: 8,
             decoder_rank: 3,
+            conv_adapters: 0,
             whole: vec!["mask_decoder.output_upscaling.".into(), "mask_decoder.mask_tokens.".into()],
             position: true,
             steps: 900,

@@ -112,7 +112,22 @@ fn vit_block<O: Ops>(ops: &O, x: &O::T, name: &str, heads: usize, window: usize)
     let x = to_tokens(ops, &local);
     let y = norm(ops, &x, &format!("{name}.mlp.norm"), LN_EPS);
     let y = ops.gelu(&linear_lora(ops, &y, &format!("{name}.mlp.fc1")));
-    ops.add(&x, &linear_lora(ops, &y, &format!("{name}.mlp.fc2")))
+    let x = ops.add(&x, &linear_lora(ops, &y, &format!("{name}.mlp.fc2")));
+    conv_adapted(ops, &x, &format!("{name}.adapter"), edge)
+}
+
+/// Adds a convolution adapter's bottleneck (`name.down.weight` `[r,C]`, `name.depth.weight` `[r,1,3,3]`, `name.up.weight`
+/// `[C,r]`) where the adapter carries one: the baseline to LoRA. `[N,L,C]`.
+fn conv_adapted<O: Ops>(ops: &O, x: &O::T, name: &str, edge: usize) -> O::T {
+    let weight = |part: &str| format!("{name}.{part}.weight");
+    if !ops.has_param(&weight("down")) {
+        return x.clone();
+    }
+    let y = ops.linear(x, &ops.param(&weight("down")), None);
+    let channels = ops.shape(&y)[2];
+    let y = conv(ops, &to_image(ops, &y, edge, edge), &format!("{name}.depth"), 1, 1, channels);
+    let y = ops.linear(&to_tokens(ops, &ops.gelu(&y)), &ops.param(&weight("up")), None);
+    ops.add(x, &y)
 }
 
 /// Attention inside windows. As upstream, the grid is padded with zeros BEFORE the layer norm and padded cells are

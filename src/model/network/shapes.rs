@@ -71,6 +71,20 @@ pub fn position_shapes() -> Shapes {
     s
 }
 
+/// Optional convolution adapters of the encoder, which no base has: a bottleneck of `channels` after each attention block.
+pub fn conv_adapter_shapes(channels: usize) -> Shapes {
+    let mut s = Shapes::new();
+    for stage in 1..DIMS.len() {
+        for block in 0..DEPTHS[stage] {
+            let name = format!("image_encoder.layers.{stage}.blocks.{block}.adapter");
+            put(&mut s, &format!("{name}.down.weight"), &[channels, DIMS[stage]]);
+            put(&mut s, &format!("{name}.depth.weight"), &[channels, 1, 3, 3]);
+            put(&mut s, &format!("{name}.up.weight"), &[DIMS[stage], channels]);
+        }
+    }
+    s
+}
+
 /// Accepts an input size of the encoder: a multiple of 32, at most 2048.
 ///
 /// # Errors
@@ -286,6 +300,11 @@ fn check_parts(adapter: &Shapes, expected: &Shapes) -> Result<(), ShapeError> {
     let mut expected = expected.clone();
     expected.extend(position_shapes());
     expected.extend(super::feedback_shapes());
+    if let Some(&[channels @ 1..=256, _]) =
+        adapter.get("image_encoder.layers.1.blocks.0.adapter.down.weight").map(|s| &s[..])
+    {
+        expected.extend(conv_adapter_shapes(channels));
+    }
     let targets: BTreeMap<String, LoraTarget> = lora_targets().into_iter().map(|t| (t.name.clone(), t)).collect();
     for (name, found) in adapter {
         if let Some(expected) = expected.get(name) {

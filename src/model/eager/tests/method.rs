@@ -3,7 +3,9 @@
 use super::{random, random_var};
 use crate::engine::Tensor;
 use crate::model::eager::{Eager, ParamStore, Var};
-use crate::model::network::{EMBED, encode, feedback, feedback_shapes, normalised, position_shapes};
+use crate::model::network::{
+    EMBED, conv_adapter_shapes, encode, feedback, feedback_shapes, normalised, position_shapes,
+};
 use crate::model::ops::Ops;
 use crate::model::unet;
 use crate::model::weights::BaseWeights;
@@ -76,6 +78,30 @@ fn position_codes_have_the_gradient_of_their_differences_and_tell_left_from_righ
     };
     check_params("position", &store(0.3), 2e-2, |e| encode(e, &image));
     // Zero codes are none; with codes an even image is not even any more.
+    let plain = {
+        let mut p = ParamStore::new();
+        base.tensors().iter().for_each(|(n, t)| p.insert_frozen(n.clone(), t.clone()));
+        encode(&Eager::new(p), &image)
+    };
+    assert_eq!(encode(&Eager::new(store(0.0)), &image).data(), plain.data());
+    assert_ne!(encode(&Eager::new(store(0.3)), &image).data(), plain.data());
+}
+
+#[test]
+fn convolution_adapters_have_the_gradient_of_their_differences_and_start_as_nothing() {
+    let base = BaseWeights::random(3);
+    let image = random_var(50, &[1, 3, 64, 64]);
+    let store = |up: f32| {
+        let mut p = ParamStore::new();
+        base.tensors().iter().for_each(|(n, t)| p.insert_frozen(n.clone(), t.clone()));
+        for (i, (name, shape)) in conv_adapter_shapes(3).into_iter().enumerate() {
+            let scale = if name.ends_with("up.weight") { up } else { 0.3 };
+            let data = random(80 + i as u64, shape.iter().product()).iter().map(|v| v * scale).collect();
+            p.insert_trainable(name, Tensor::new(&shape, data));
+        }
+        p
+    };
+    check_params("convolution adapters", &store(0.3), 2e-2, |e| encode(e, &image));
     let plain = {
         let mut p = ParamStore::new();
         base.tensors().iter().for_each(|(n, t)| p.insert_frozen(n.clone(), t.clone()));
