@@ -185,7 +185,7 @@ fn picture(case: &Case, s: &Segmentation) -> Rgb {
         .iter()
         .map(|i| Legend {
             label: i.label,
-            text: format!("{} {}", i.structure.key, i.side.map_or("", Side::word)),
+            name: format!("{} {}", i.structure.key, i.side.map_or("", Side::word)),
             rgb: i.structure.rgb,
         })
         .collect();
