@@ -91,12 +91,12 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let slices: usize = cases.iter().map(|c| c.train.len()).sum();
     let unlabelled: usize = cases.iter().map(|c| c.unlabelled.len()).sum();
     println!(
-        "training {} on {slices} labelled slices ({unlabelled} unlabelled beside them): {} steps at {} px, {} at {} px, {} with \
-         pseudo-labels; seed {}",
+        "training {} on {slices} labelled slices ({unlabelled} unlabelled beside them): {} steps at {} px, at least {} at \
+         {} px, {} with pseudo-labels; seed {}",
         keys(&task).join(","),
         if settings.coarse_size > 0 { settings.coarse_steps } else { 0 },
         settings.coarse_size,
-        settings.steps,
+        settings.steps_for(slices),
         settings.input_size,
         if unlabelled > 0 { settings.pseudo_steps } else { 0 },
         settings.seed
@@ -188,6 +188,8 @@ fn settings_of(args: &TrainArgs) -> anyhow::Result<TrainSettings> {
     };
     if let Some(steps) = args.steps {
         s.scale_steps(steps);
+        // What is asked for is what is done.
+        s.steps_hold = 0;
     }
     s.seed = args.seed.unwrap_or(s.seed);
     s.input_size = args.input_size.unwrap_or(s.input_size);
@@ -232,7 +234,7 @@ fn adapter_of(
             provenance: Provenance {
                 tool: format!("scanside {}", env!("CARGO_PKG_VERSION")),
                 seed: settings.seed,
-                steps: settings.steps,
+                steps: settings.steps_for(set.samples.len()),
                 volumes: set.volumes,
                 slices: set.samples.len(),
                 settings_sha256: settings.sha256(),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::plot::{Axis, Plot, Series};
 use crate::image::{LabelMap, Legend, Rgb, montage};
-use crate::pipeline::{PipelineError, SegmentOptions, Segmentation, Segmenter};
+use crate::pipeline::{CropRule, PipelineError, SegmentOptions, Segmentation, Segmenter};
 use crate::segex::Verdict;
 use crate::terms::{Side, Task};
 use crate::train::Case;
@@ -118,17 +118,18 @@ impl Surveyed {
             Err(e) => return Err(e),
         };
         (out.score, out.verdict, out.remarks) = (s.report.score, Some(s.report.verdict), s.remarks.clone());
+        let truths = truths(case);
         for r in &s.report.structures {
             let k = task.structures.iter().position(|t| t.key == r.structure.key);
-            let own = case.side.is_none() || case.side == r.side;
-            let known = k.filter(|k| own && case.known[*k]);
+            let truth = truths.iter().find(|(side, _)| *side == r.side).map(|(_, t)| t);
+            let known = k.filter(|k| case.known[*k]).zip(truth);
             out.structures.push(SurveyedStructure {
                 key: r.structure.key.clone(),
                 side: r.side,
                 score: r.score,
                 verdict: r.verdict,
                 course: Course::of(&s.labels, r.label),
-                labelled: known.map(|k| Course::of(&case.truth, k as u8 + 1)),
+                labelled: known.map(|(k, truth)| Course::of(truth, k as u8 + 1)),
             });
         }
         let picture = picture(case, &s);
@@ -171,6 +172,17 @@ impl Surveyed {
             size: [860, 420],
         }
     }
+}
+
+/// The labels of each labelled leg by itself; none where nothing is labelled or the labelled leg is not found.
+fn truths(case: &Case) -> Vec<(Option<Side>, LabelMap)> {
+    if !case.known.contains(&true) {
+        return Vec::new();
+    }
+    // The crop's rule and size do not matter to where a leg lies.
+    let Ok(views) = case.views(CropRule::default(), 256) else { return Vec::new() };
+    let labelled = (0..views.len()).filter(|l| case.labelled(&views, *l));
+    labelled.map(|l| (views[l].leg.side, case.truth_of(&views, l))).collect()
 }
 
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {

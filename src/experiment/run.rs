@@ -211,7 +211,7 @@ impl<'a> Lab<'a> {
         table.trained = (arm.kind == Kind::Train).then_some(Trained {
             slices: key.slices,
             volumes,
-            steps: settings.coarse_steps + settings.steps + settings.pseudo_steps,
+            steps: settings.coarse_steps + settings.steps_for(key.slices) + settings.pseudo_steps,
             seed: settings.seed,
         });
         Ok(Record {

@@ -82,7 +82,8 @@ pub fn adapt(
     }
     tell(Event::Phase("fine"));
     let material = Material { structures, labelled: &set.samples, pseudo: &[], start: start.as_ref() };
-    let mut tensors = train(base, &material, settings, file("fine").as_deref(), &mut |p| tell(Event::Step(*p)))?;
+    let phase = TrainSettings { steps: settings.steps_for(set.samples.len()), ..settings.clone() };
+    let mut tensors = train(base, &material, &phase, file("fine").as_deref(), &mut |p| tell(Event::Step(*p)))?;
     let mut pseudo = Vec::new();
     if settings.pseudo_steps > 0 && cases.iter().any(|c| !c.unlabelled.is_empty()) {
         tell(Event::Phase("pseudo-labels"));

@@ -28,6 +28,11 @@ pub struct TrainSettings {
     pub position: bool,
     /// Optimiser steps, one slice each.
     pub steps: usize,
+    /// Labelled slices (a leg each) up to which `steps` holds: with more, the main phase grows with the square root of their
+    /// number, up to twice; 0: it never grows.
+    // Left out at its default, so that settings written before it existed keep their hash.
+    #[serde(skip_serializing_if = "is_ten")]
+    pub steps_hold: usize,
     /// Steps of linear warm-up.
     pub warm_up: usize,
     /// Peak learning rate of AdamW; a cosine takes it to 1 %.
@@ -82,6 +87,10 @@ fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
+fn is_ten(n: &usize) -> bool {
+    *n == 10
+}
+
 /// Gradient feedback: the segmentation's gradient on the embedding asks what the classifier looks at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -131,6 +140,7 @@ impl Default for TrainSettings {
             whole: vec!["mask_decoder.output_upscaling.".into(), "mask_decoder.mask_tokens.".into()],
             position: true,
             steps: 900,
+            steps_hold: 10,
             warm_up: 30,
             lr: 5e-4,
             head_factor: 10.0,
@@ -174,10 +184,34 @@ impl TrainSettings {
         self.steps = scaled(self.steps).max(1);
     }
 
+    /// Steps of the main phase with so many labelled slices.
+    pub fn steps_for(&self, slices: usize) -> usize {
+        let growth = (slices as f64 / self.steps_hold.max(1) as f64).sqrt().clamp(1.0, 2.0);
+        if self.steps_hold == 0 { self.steps } else { (self.steps as f64 * growth).round() as usize }
+    }
+
     /// Learning rate at a step.
     pub fn lr_at(&self, step: usize) -> f32 {
         let warm = ((step + 1) as f32 / self.warm_up.max(1) as f32).min(1.0);
         let t = step as f32 / self.steps.max(1) as f32;
         self.lr * warm * (0.01 + 0.99 * 0.5 * (1.0 + (std::f32::consts::PI * t).cos()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_slices_get_more_steps_up_to_twice() {
+        let s = TrainSettings { steps: 900, ..TrainSettings::default() };
+        assert_eq!([1, 5, 10].map(|n| s.steps_for(n)), [900; 3]);
+        assert_eq!([20, 40, 500].map(|n| s.steps_for(n)), [1273, 1800, 1800]);
+        let exact = TrainSettings { steps_hold: 0, ..s.clone() };
+        assert_eq!(exact.steps_for(500), 900);
+        // A default that is left out does not change the hash of what was trained before it existed.
+        let text = serde_json::to_string(&s).unwrap();
+        assert!(!text.contains("steps_hold") && !text.contains("conv_adapters"));
+        assert!(serde_json::to_string(&exact).unwrap().contains("steps_hold"));
     }
 }
