@@ -25,6 +25,7 @@ cat > "$work/settings.toml" <<TOML
 input_size = 256
 coarse_size = 0
 pseudo_steps = 0
+prompting = { crops = 0 }
 augmentation = { rotate = 0.15, scale = 0.10, shift = 0.04, elastic = 0.035, gamma = 0.25, bias = 0.15, noise = 0.05, blur = 0.2 }
 TOML
 cargo build --release --quiet

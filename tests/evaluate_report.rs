@@ -116,7 +116,7 @@ fn evaluate(cases: &[Case], prompts: &[Prompt]) -> Evaluated {
         adapter_sha256: "00".into(),
         shapes: Vec::new(),
         presence: Vec::new(),
-        prompting: scanside::pipeline::Prompting { cam: true, whole: false, refine: false, gate: true },
+        prompting: scanside::pipeline::Prompting { cam: true, whole: false, refine: false, gate: true, crops: 0 },
         segex: None,
     };
     let (task, options) = (task(), SegmentOptions::default());

@@ -123,7 +123,7 @@ fn segmenter() -> Segmenter {
         adapter_sha256: "00".into(),
         shapes: Vec::new(),
         presence: Vec::new(),
-        prompting: scanside::pipeline::Prompting { cam: true, whole: false, refine: false, gate: true },
+        prompting: scanside::pipeline::Prompting { cam: true, whole: false, refine: false, gate: true, crops: 0 },
         segex: None,
     };
     Segmenter::new(Box::new(Painted), model).unwrap()
@@ -213,7 +213,7 @@ fn a_network_for_another_task_is_refused() {
         adapter_sha256: String::new(),
         shapes: Vec::new(),
         presence: Vec::new(),
-        prompting: scanside::pipeline::Prompting { cam: true, whole: false, refine: false, gate: true },
+        prompting: scanside::pipeline::Prompting { cam: true, whole: false, refine: false, gate: true, crops: 0 },
         segex: None,
     };
     assert!(matches!(Segmenter::new(Box::new(Painted), model), Err(PipelineError::Model(_))));

@@ -296,7 +296,12 @@ impl LegView {
 
     /// Slice `z` through the crop, 0..255, `[S, S]`.
     pub fn grey(&self, volume: &Volume, z: usize) -> Plane<f32> {
-        let mut plane = self.crop.sample(&volume.plane(z));
+        self.grey_through(&self.crop, volume, z)
+    }
+
+    /// The same through another crop of this leg.
+    pub(super) fn grey_through(&self, crop: &Crop, volume: &Volume, z: usize) -> Plane<f32> {
+        let mut plane = crop.sample(&volume.plane(z));
         for v in &mut plane.data {
             *v = self.window.apply(*v);
         }

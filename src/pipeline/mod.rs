@@ -11,6 +11,7 @@ mod prompt;
 mod refine;
 mod result;
 mod segmenter;
+mod tta;
 mod work;
 
 pub use compose::{CleanUp, Composed, clean_up, compose};

@@ -42,11 +42,19 @@ pub struct Prompting {
     /// Ask only for structures that the classifier sees. Without it every structure is asked for, and an absent one's mask
     /// has to come out empty.
     pub gate: bool,
+    /// Test-time augmentation: so many more crops, 0 to 4, that lie a little otherwise, their masks averaged with the first's.
+    /// Each costs another run of the encoder. Where nothing is said, none: what was written before this existed used none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub crops: u8,
+}
+
+fn is_zero(n: &u8) -> bool {
+    *n == 0
 }
 
 impl Default for Prompting {
     fn default() -> Self {
-        Prompting { cam: true, whole: true, refine: true, gate: false }
+        Prompting { cam: true, whole: true, refine: true, gate: false, crops: 2 }
     }
 }
 

@@ -4,12 +4,13 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::compose::{CleanUp, clean_up, compose};
-use super::crop::{CropRule, LegView, leg_views};
+use super::crop::{CropRule, LegView, leg_views, to_input};
 use super::legs::LegError;
 use super::maps::{Decoded, Maps};
 use super::networks::{ClassifierOutput, DecoderOutput, Networks};
 use super::prompt::{PromptRule, Prompting, cam_box, jitter};
 use super::refine::refined_boxes;
+use super::tta::MOVES;
 use super::work::{Stopwatch, parallel};
 use super::{SegmentInfo, Segmentation};
 use crate::engine::{EngineError, Tensor};
@@ -140,6 +141,12 @@ struct Former<'a> {
     boxes: &'a [Option<[f32; 4]>],
 }
 
+/// Tells whether a pixel of a slice may be given to leg `l`: a voxel of the other leg never may.
+fn allowed<'a>(volume: &Volume, views: &'a [LegView], l: usize, z: usize) -> impl Fn(usize) -> bool + 'a {
+    let plane = volume.geometry.plane();
+    move |i| views.iter().enumerate().all(|(o, v)| o == l || !v.leg.mask[z * plane + i])
+}
+
 impl Segmenter {
     /// A segmenter from a network and what it was trained for.
     ///
@@ -232,6 +239,23 @@ impl Segmenter {
         }
         drop(seen);
         clock.lap("decode");
+        if self.model.prompting.crops > 0 {
+            let masks: Vec<&[Plane<f32>]> = decoded.iter().map(|d| d.masks.as_slice()).collect();
+            let boxes = refined_boxes(&items, &masks, count);
+            let seen_otherwise = parallel(
+                &work,
+                options.threads,
+                |done| progress(Progress { step: "crops", done, total: items.len() }),
+                |&i| self.other_crops(volume, &views, items[i], &decoded[i].masks, &boxes[i]),
+            )?;
+            for ((d, masks), (&(l, z), present)) in
+                decoded.iter_mut().zip(seen_otherwise).zip(items.iter().zip(&present))
+            {
+                let composed = compose(&views[l].crop, &masks, present, allowed(volume, &views, l, z));
+                (d.masks, d.labels, d.entropy) = (masks, composed.labels, composed.entropy);
+            }
+            clock.lap("crops");
+        }
 
         progress(Progress { step: "clean", done: 0, total: 1 });
         let mut maps =
@@ -352,9 +376,7 @@ impl Segmenter {
         let Some(seen) = seen else { return Err(PipelineError::Model("a leg that was not encoded".into())) };
         let cams: Vec<_> = seen.classified.cams.iter().map(|c| cam_box(c, &options.prompt)).collect();
         let fallbacks = cams.iter().zip(present).filter(|(b, p)| b.fallback && **p).count();
-        let plane = volume.geometry.plane();
-        // A voxel of the other leg is never given to this one.
-        let allowed = |i: usize| views.iter().enumerate().all(|(o, v)| o == l || !v.leg.mask[z * plane + i]);
+        let allowed = allowed(volume, views, l, z);
         if !present.contains(&true) {
             let [x0, y0, x1, y1] = view.crop.window();
             let n = (x1 - x0) * (y1 - y0);
@@ -394,7 +416,7 @@ impl Segmenter {
                 )));
             }
             if options.passes > 0 {
-                passes.push(compose(&view.crop, &out.masks, present, allowed).labels);
+                passes.push(compose(&view.crop, &out.masks, present, &allowed).labels);
             }
             match &mut sum {
                 None => sum = Some(out),
@@ -418,6 +440,37 @@ impl Segmenter {
             iou: mean.iou.iter().map(|v| v / n).collect(),
             fallbacks,
         })
+    }
+
+    /// Mean mask logits of a slice over its crop and [`MOVES`], as many as the model asks for, each with the boxes of what was
+    /// found so far.
+    fn other_crops(
+        &self,
+        volume: &Volume,
+        views: &[LegView],
+        (l, z): (usize, usize),
+        masks: &[Plane<f32>],
+        boxes: &[Option<[f32; 4]>],
+    ) -> Result<Vec<Plane<f32>>, PipelineError> {
+        let mut sums = masks.to_vec();
+        if masks.is_empty() {
+            return Ok(sums);
+        }
+        let mut weights: Vec<Vec<f32>> = masks.iter().map(|m| vec![1.0; m.data.len()]).collect();
+        for step in MOVES.iter().take(usize::from(self.model.prompting.crops)) {
+            let crop = step.crop(&views[l].crop);
+            let embedding = self.networks.encode(&to_input(&views[l].grey_through(&crop, volume, z)))?;
+            let corners: Vec<[f32; 4]> =
+                boxes.iter().map(|b| b.map_or([0.0, 0.0, 1.0, 1.0], |b| step.corners(b))).collect();
+            let out = self.networks.decode(&embedding, &corners)?;
+            for ((mask, sum), weight) in out.masks.iter().zip(&mut sums).zip(&mut weights) {
+                step.add(mask, sum, weight);
+            }
+        }
+        for (sum, weight) in sums.iter_mut().zip(weights) {
+            sum.data.iter_mut().zip(weight).for_each(|(s, w)| *s /= w);
+        }
+        Ok(sums)
     }
 
     /// Numbers the segments that are not empty from 1, right leg first, and grades all that are expected.

@@ -211,3 +211,34 @@ pub fn series(conn: &Connection, only_pending: bool) -> rusqlite::Result<Vec<Ser
         })?
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use crate::store::{Store, queue};
+
+    #[test]
+    fn the_wait_counts_from_the_first_object_that_no_job_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Clock::System).unwrap();
+        store
+            .with_conn(|c| {
+                for (id, at) in [(1, 100), (2, 200), (3, 900), (4, 950)] {
+                    c.execute(
+                        "INSERT INTO instances VALUES (?1, '1.' || ?1, 'c', 's', 't', 'h', 'p', 1, 'AE', 'x', ?2, 7, 0)",
+                        (id, at),
+                    )?;
+                }
+                let of = |c: &Connection| series(c, false).map(|all| (all[0].first_ms, all[0].fresh_ms, all[0].pending));
+                assert_eq!(of(c)?, (100, 100, 4));
+                // Two slices came late: what they wait for began with the first of them.
+                queue::open_job(c, "s", &[1, 2], "quiet", 300, 200)?;
+                assert_eq!(of(c)?, (100, 900, 2));
+                queue::open_job(c, "s", &[1, 2, 3, 4], "late", 990, 950)?;
+                assert_eq!(of(c)?, (100, 100, 0));
+                Ok(())
+            })
+            .unwrap();
+    }
+}

@@ -10,7 +10,7 @@ use super::pseudo::{PseudoRule, pseudo_labels};
 use super::run::{Material, Progress, TrainError, train};
 use super::settings::{Feedback, TrainSettings};
 use crate::engine::Tensor;
-use crate::pipeline::{CropRule, PipelineError};
+use crate::pipeline::{CropRule, PipelineError, Prompting};
 use crate::terms::Task;
 
 /// Names of the phases, which are also the extensions of their checkpoints.
@@ -90,7 +90,8 @@ pub fn adapt(
         let rule = PseudoRule {
             crop: rule,
             teacher_size: settings.input_size,
-            prompting: settings.prompting,
+            // Further crops would cost the teacher more time than they bring.
+            prompting: Prompting { crops: 0, ..settings.prompting },
             size: settings.input_size,
             doubt: settings.pseudo_doubt,
             volumes: settings.pseudo_volumes,
