@@ -4,7 +4,7 @@ use super::{random, random_var};
 use crate::engine::Tensor;
 use crate::model::eager::{Eager, ParamStore, Var};
 use crate::model::network::{
-    EMBED, conv_adapter_shapes, encode, feedback, feedback_shapes, normalised, position_shapes,
+    EMBED, Shapes, conv_adapter_shapes, encode, feedback, feedback_shapes, normalised, position_shapes,
 };
 use crate::model::ops::Ops;
 use crate::model::unet;
@@ -63,52 +63,41 @@ fn a_normalised_gradient_has_a_mean_square_of_one() {
     assert_eq!(normalised(&[0.0; 3]), [0.0; 3]);
 }
 
+/// A random base with trainable additions: `shapes`, random, times `scale` of the name.
+fn with(shapes: Shapes, scale: impl Fn(&str) -> f32) -> ParamStore {
+    let mut p = ParamStore::new();
+    BaseWeights::random(3).tensors().iter().for_each(|(n, t)| p.insert_frozen(n.clone(), t.clone()));
+    for (i, (name, shape)) in shapes.into_iter().enumerate() {
+        let by = scale(&name);
+        let data = random(60 + i as u64, shape.iter().product()).iter().map(|v| v * by).collect();
+        p.insert_trainable(name, Tensor::new(&shape, data));
+    }
+    p
+}
+
+/// Holds an addition to the encoder against finite differences with `on`, and against the base alone with `off`.
+fn check_addition(what: &str, on: ParamStore, off: ParamStore) {
+    let image = random_var(50, &[1, 3, 64, 64]);
+    check_params(what, &on, 2e-2, |e| encode(e, &image));
+    let plain = encode(&Eager::new(with(Shapes::new(), |_| 0.0)), &image);
+    assert_eq!(encode(&Eager::new(off), &image).data(), plain.data());
+    assert_ne!(encode(&Eager::new(on), &image).data(), plain.data());
+}
+
 #[test]
 fn position_codes_have_the_gradient_of_their_differences_and_tell_left_from_right() {
-    let base = BaseWeights::random(3);
-    let image = random_var(50, &[1, 3, 64, 64]);
-    let store = |scale: f32| {
-        let mut p = ParamStore::new();
-        base.tensors().iter().for_each(|(n, t)| p.insert_frozen(n.clone(), t.clone()));
-        for (i, (name, shape)) in position_shapes().into_iter().enumerate() {
-            let data = random(60 + i as u64, shape.iter().product()).iter().map(|v| v * scale).collect();
-            p.insert_trainable(name, Tensor::new(&shape, data));
-        }
-        p
-    };
-    check_params("position", &store(0.3), 2e-2, |e| encode(e, &image));
     // Zero codes are none; with codes an even image is not even any more.
-    let plain = {
-        let mut p = ParamStore::new();
-        base.tensors().iter().for_each(|(n, t)| p.insert_frozen(n.clone(), t.clone()));
-        encode(&Eager::new(p), &image)
-    };
-    assert_eq!(encode(&Eager::new(store(0.0)), &image).data(), plain.data());
-    assert_ne!(encode(&Eager::new(store(0.3)), &image).data(), plain.data());
+    check_addition("position", with(position_shapes(), |_| 0.3), with(position_shapes(), |_| 0.0));
 }
 
 #[test]
 fn convolution_adapters_have_the_gradient_of_their_differences_and_start_as_nothing() {
-    let base = BaseWeights::random(3);
-    let image = random_var(50, &[1, 3, 64, 64]);
-    let store = |up: f32| {
-        let mut p = ParamStore::new();
-        base.tensors().iter().for_each(|(n, t)| p.insert_frozen(n.clone(), t.clone()));
-        for (i, (name, shape)) in conv_adapter_shapes(3).into_iter().enumerate() {
-            let scale = if name.ends_with("up.weight") { up } else { 0.3 };
-            let data = random(80 + i as u64, shape.iter().product()).iter().map(|v| v * scale).collect();
-            p.insert_trainable(name, Tensor::new(&shape, data));
-        }
-        p
-    };
-    check_params("convolution adapters", &store(0.3), 2e-2, |e| encode(e, &image));
-    let plain = {
-        let mut p = ParamStore::new();
-        base.tensors().iter().for_each(|(n, t)| p.insert_frozen(n.clone(), t.clone()));
-        encode(&Eager::new(p), &image)
-    };
-    assert_eq!(encode(&Eager::new(store(0.0)), &image).data(), plain.data());
-    assert_ne!(encode(&Eager::new(store(0.3)), &image).data(), plain.data());
+    let up = |by: f32| move |name: &str| if name.ends_with("up.weight") { by } else { 0.3 };
+    check_addition(
+        "convolution adapters",
+        with(conv_adapter_shapes(3), up(0.3)),
+        with(conv_adapter_shapes(3), up(0.0)),
+    );
 }
 
 #[test]
