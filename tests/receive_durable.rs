@@ -9,12 +9,11 @@ use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
 use receive_common::*;
-use scanside::clock::Clock;
 use scanside::dicom::net::MR_IMAGE_STORAGE;
 use scanside::dicom::net::command::Command;
 use scanside::dicom::net::scu::{self, ScuOptions, Sent, Target};
 use scanside::store::instances::{CONFLICT, MISSING};
-use scanside::store::{Received, Spool, Store};
+use scanside::store::{Received, Spool};
 use sha2::{Digest, Sha256};
 
 fn store_one(box_: &Receiver, n: usize) -> u16 {
@@ -121,7 +120,7 @@ fn start_up_sweeps() {
     std::fs::write(dir.path().join("spool/incoming/7-7.part"), b"half").unwrap();
     std::fs::write(objects.join("junk.dcm"), b"junk").unwrap();
     let (lost, orphan) = {
-        let store = Store::open(dir.path(), Clock::System).unwrap();
+        let store = open(dir.path());
         let (_, report) = Spool::open(&store, 0).unwrap();
         assert_eq!((report.unfinished, report.quarantined, report.adopted, report.missing), (1, 1, 0, 0));
         let rows = store.with_conn(|c| scanside::store::instances::of_series(c, SERIES)).unwrap();
@@ -151,7 +150,7 @@ fn a_row_committed_before_a_power_cut_without_its_bytes_is_taken_back() {
         assert_eq!((store_one(&box_, 1), store_one(&box_, 2)), (0, 0));
     }
     // As after a power cut within the last batch: the row is there, the file has its size and other bytes.
-    let store = Store::open(dir.path(), Clock::System).unwrap();
+    let store = open(dir.path());
     let rows = store.with_conn(|c| scanside::store::instances::of_series(c, SERIES)).unwrap();
     let upto = rows[0].id.to_string();
     let set = "INSERT INTO meta VALUES ('synced-upto', ?1) ON CONFLICT (key) DO UPDATE SET value = ?1";

@@ -47,7 +47,7 @@ pub struct Receiver {
 }
 
 /// Opens the state directory. The committer of a receiver that was just dropped may hold the lock for another moment.
-fn open(dir: &Path) -> Store {
+pub fn open(dir: &Path) -> Store {
     for _ in 0..100 {
         match Store::open(dir, Clock::System) {
             Err(StoreError::Locked(_)) => std::thread::sleep(Duration::from_millis(100)),
