@@ -139,7 +139,7 @@ fn a_segmentation_from_elsewhere_is_graded_with_and_without_truth() {
         assert!(device.structures.iter().all(|s| s.grade(c).is_none()), "{c:?}");
     }
     let c2 = &of(device, "VL").grades[1];
-    assert!(c2.measure.contains("passes"), "{}", c2.measure);
+    assert!(c2.measure.contains("passes") && c2.measure.contains("calibrated adapter"), "{}", c2.measure);
     assert!(of(device, "VL").grade(Criterion::Topology).is_some());
     assert_eq!((of(truth, "VL").verdict, of(truth, "RF").verdict), (Verdict::A, Verdict::A));
     assert!(of(truth, "VM").verdict >= Verdict::C && of(truth, "VM").grade(Criterion::Boundary) == Some(1));
@@ -216,4 +216,45 @@ fn mistakes_are_told_with_a_remedy() {
     let out = site.grade(&["--language-model"]);
     assert!(!out.status.success() && said(&out).contains("segex.observer.url"), "{}", said(&out));
     assert_eq!(load(&site.path("graded.json")).reports.len(), 1);
+}
+
+#[test]
+fn a_calibrated_adapter_grades_with_a_result_of_its_own_beside_and_says_so() {
+    let site = Site::new();
+    let mut manifest = String::from("structures = [\"VL\", \"VM\", \"VI\", \"RF\"]\n");
+    for seed in 3000..3003 {
+        manifest += &format!("\n[[volume]]\nname = \"phantom {seed}\"\nphantom = {seed}\nslices = [4, 5, 6, 7, 8]\n");
+    }
+    std::fs::write(site.path("site.toml"), manifest).unwrap();
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("adapters/thigh-phantom.safetensors");
+    let (shipped, calibrated) = (shipped.display().to_string(), site.text("calibrated.safetensors"));
+    let manifest = site.text("site.toml");
+    let out = scanside(&["segex", "calibrate", "-a", &shipped, "-m", &manifest, "-o", &calibrated]);
+    assert!(out.status.success(), "{}", said(&out));
+    let text = said(&out);
+    assert!(text.contains("24 labelled masks of 3 subjects") && text.contains("AUROC for usable as is"), "{text}");
+
+    let graded = |more: &[&str]| {
+        let out = site.grade(&[&["--adapter", &calibrated], more].concat());
+        assert!(out.status.success(), "{}", said(&out));
+        (load(&site.path("graded.json")).reports.remove(0), said(&out))
+    };
+    let (beside, text) = graded(&[]);
+    assert!(beside.calibrated && text.contains("graded beside the result of thigh-phantom 1 (cpu"), "{text}");
+    let (alone, text) = graded(&["--alone"]);
+    assert!(alone.calibrated && !text.contains("beside"), "{text}");
+    for report in [&beside, &alone] {
+        let (right, eroded) = (of(report, "VL"), of(report, "VM"));
+        assert!(right.score > eroded.score + 15.0 && eroded.verdict >= Verdict::C, "{right:?} {eroded:?}");
+        assert!(right.grade(Criterion::Completeness) > eroded.grade(Criterion::Completeness), "{eroded:?}");
+        assert_eq!(right.grade(Criterion::Stability), None);
+    }
+    assert_ne!(of(&beside, "VL").score, of(&alone, "VL").score);
+    // Laid beside itself a result says nothing.
+    let own = site.text("own");
+    let out = scanside(&["segment", &site.text("series"), "--adapter", &calibrated, "--out", &own]);
+    assert!(out.status.success(), "{}", said(&out));
+    let (series, seg) = (site.text("series"), format!("{own}/seg.dcm"));
+    let out = scanside(&["segex", "--series", &series, "--seg", &seg, "--adapter", &calibrated]);
+    assert!(said(&out).contains("this adapter's own result, so it is graded alone"), "{}", said(&out));
 }

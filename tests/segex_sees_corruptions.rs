@@ -69,6 +69,7 @@ fn grade(case: &Case, labels: &LabelMap, passes: &[LabelMap]) -> Report {
         labels,
         passes,
         entropy: &[],
+        second: None,
         legs: case.views.iter().map(|v| LegInput { mask: &v.leg.mask, frame: v.frame(&labels.geometry) }).collect(),
         structures: task
             .structures

@@ -2,6 +2,7 @@
 
 mod grade;
 mod observers;
+mod second;
 #[cfg(feature = "train")]
 mod study;
 

@@ -42,13 +42,14 @@ pub struct StudyMask {
 }
 
 impl StudyMask {
-    /// As a calibration takes it; none for a mask that is to be redone whatever it looks like.
+    /// As a calibration takes it; none for an empty mask, which is to be redone whatever else.
     pub fn candidate(&self) -> Option<Candidate> {
-        let grades = Criterion::ALL.map(|c| self.truth.grade(c));
-        (!self.measured.is_empty() && grades.iter().any(Option::is_some)).then(|| Candidate {
+        (!self.measured.is_empty()).then(|| Candidate {
             subject: self.subject,
             features: self.measured.features(),
-            grades,
+            grades: Criterion::ALL.map(|c| self.truth.grade(c)),
+            score: self.truth.score,
+            verdict: self.truth.verdict,
         })
     }
 }
@@ -250,7 +251,9 @@ impl MaskMaker<'_> {
         let report =
             compare(&CompareInput { labels, truth: &stage.truth, entropy: &evidence.entropy, structures: &[compared] });
         let truth = report.structures.into_iter().next()?;
-        let input = evidence.input(&stage.volume, labels, self.shapes, None);
+        let mut input = evidence.input(&stage.volume, labels, self.shapes, None);
+        // A mask from elsewhere may be laid beside the model's own result.
+        input.second = (!made.result).then_some(&stage.found);
         let structure = input.structures.iter().find(|s| s.label == label)?;
         let measured = measured(&input, structure, &edge_strengths(&input));
         Some(StudyMask { subject: stage.subject, made, measured, truth })

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::segex_masks::{Made, StudyMask};
 use crate::segex::agree::{Interval, auroc, bootstrapped, weighted_kappa};
-use crate::segex::{Criterion, SegexCalibration, Verdict};
+use crate::segex::{Criterion, Measured, SegexCalibration, Verdict};
 
 /// Rounds of resampling subjects.
 const ROUNDS: usize = 500;
@@ -90,6 +90,8 @@ pub struct SegexStudy {
 #[derive(Clone)]
 struct Both {
     made: Made,
+    /// Whether a second result lay beside it.
+    second: bool,
     truth: [Option<u8>; 8],
     device: [Option<u8>; 8],
     score: [f64; 2],
@@ -125,16 +127,25 @@ impl Arm {
     ) -> Self {
         let mut subjects: BTreeMap<usize, Vec<Both>> = BTreeMap::new();
         for m in masks {
-            let device = m.measured.report(by(m.subject));
-            subjects.entry(m.subject).or_default().push(Both {
-                made: m.made,
-                truth: Criterion::ALL.map(|c| m.truth.grade(c)),
-                device: Criterion::ALL.map(|c| device.grade(c)),
-                score: [m.truth.score, device.score],
-                verdict: [m.truth.verdict, device.verdict],
-            });
+            let mut push = |second: bool, measured: &Measured| {
+                let device = measured.report(by(m.subject));
+                subjects.entry(m.subject).or_default().push(Both {
+                    made: m.made,
+                    second,
+                    truth: Criterion::ALL.map(|c| m.truth.grade(c)),
+                    device: Criterion::ALL.map(|c| device.grade(c)),
+                    score: [m.truth.score, device.score],
+                    verdict: [m.truth.verdict, device.verdict],
+                });
+            };
+            push(false, &m.measured.alone());
+            if !m.made.result {
+                push(true, &m.measured);
+            }
         }
-        let all: Vec<Vec<Both>> = subjects.into_values().collect();
+        let everything: Vec<Vec<Both>> = subjects.into_values().collect();
+        let only = |s: &Vec<Both>| s.iter().filter(|b| !b.second).cloned().collect();
+        let all: Vec<Vec<Both>> = everything.iter().map(only).collect();
         let mut confusion = [[0; 4]; 4];
         for b in all.iter().flatten() {
             confusion[b.verdict[0] as usize][b.verdict[1] as usize] += 1;
@@ -148,7 +159,7 @@ impl Arm {
             name: name.into(),
             criteria: (0..8).map(|k| criterion_row(&all, k, seed)).collect(),
             score_error: bootstrapped(&all, ROUNDS, seed, score_error),
-            accept: accept_rows(&all, seed),
+            accept: accept_rows(&everything, seed),
             confusion,
             verdict_kappa: bootstrapped(&all, ROUNDS, seed, verdict),
             damages: damage_rows(&all),
@@ -170,18 +181,20 @@ fn criterion_row(all: &[Vec<Both>], k: usize, seed: u64) -> CriterionRow {
 }
 
 fn accept_rows(all: &[Vec<Both>], seed: u64) -> Vec<AcceptRow> {
-    type Wanted = fn(&Made) -> bool;
-    let kinds: [(&str, Wanted); 4] = [
-        ("all: results, labels, and both damaged", |_| true),
-        ("results as they are", |m| m.result && m.damage.is_none()),
-        ("results, as they are and damaged (with passes)", |m| m.result),
-        ("labels, as they are and damaged (as a mask from elsewhere)", |m| !m.result),
+    type Wanted = fn(&Both) -> bool;
+    let kinds: [(&str, Wanted); 5] = [
+        ("all: results, labels, and both damaged", |b| !b.second),
+        ("results as they are", |b| b.made.result && b.made.damage.is_none()),
+        ("results, as they are and damaged (with passes)", |b| b.made.result),
+        ("labels, as they are and damaged (a mask from elsewhere, by the image alone)", |b| {
+            !b.made.result && !b.second
+        }),
+        ("the same labels beside the adapter's own result", |b| b.second),
     ];
     kinds
         .iter()
         .map(|(name, wanted)| {
-            let some: Vec<Vec<Both>> =
-                all.iter().map(|s| s.iter().filter(|b| wanted(&b.made)).cloned().collect()).collect();
+            let some: Vec<Vec<Both>> = all.iter().map(|s| s.iter().filter(|b| wanted(b)).cloned().collect()).collect();
             let at = |worst: Verdict| {
                 bootstrapped(&some, ROUNDS, seed, move |v: &[Both]| {
                     auroc(&v.iter().map(|b| (b.score[1], b.verdict[0] <= worst)).collect::<Vec<_>>())
@@ -300,7 +313,7 @@ impl SegexStudy {
             "\nUsable as is: verdict A (score of 85 or more, no cap) when the mask is graded against the truth. The score that is \
              held against it never saw the truth. Results are graded with their passes, entropy and IoU estimates; a damaged \
              result as if the model had erred so with confidence: its passes are damaged alike and its doubt follows the damaged \
-             contour. Labels are graded as a mask from elsewhere, by the image alone. docs/segex.md has the definitions.\n",
+             contour. Labels are graded as a mask from elsewhere: in all figures but the last line above by the image alone. docs/segex.md has the definitions.\n",
         );
     }
 }

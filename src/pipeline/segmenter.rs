@@ -526,6 +526,7 @@ impl Segmenter {
             labels: &maps.labels,
             passes: &maps.passes,
             entropy: &maps.entropy,
+            second: None,
             legs: views.iter().map(|v| LegInput { mask: &v.leg.mask, frame: v.frame(&volume.geometry) }).collect(),
             structures,
             shapes: &self.model.shapes,

@@ -6,6 +6,7 @@
 use super::calibration::SegexCalibration;
 use super::features::{Feature, Features};
 use super::measure::{self, Between, Edges, Measure, Region};
+use super::rim::{Rim, likeness, rim};
 use super::score::{Cuts, Graded, NAMED, graded};
 use super::shape::{LegFrame, ShapeStatistics, shape};
 use super::{Criterion, Grade, Report, StructureReport};
@@ -49,6 +50,8 @@ pub struct SegexInput<'a> {
     pub passes: &'a [LabelMap],
     /// Binary entropy of the chosen label, 0 to 1, per voxel; may be empty.
     pub entropy: &'a [f32],
+    /// A second result of the same images with the same labels, beside which a mask from elsewhere is laid.
+    pub second: Option<&'a LabelMap>,
     /// The legs.
     pub legs: Vec<LegInput<'a>>,
     /// The structures.
@@ -115,6 +118,8 @@ pub struct Measured {
     between: Between,
     iou: Measure,
     certain: Measure,
+    rim: Rim,
+    likeness: [Measure; 2],
 }
 
 /// Measures one structure; `edges` are those of [`edge_strengths`].
@@ -139,6 +144,8 @@ pub fn measured(input: &SegexInput, s: &StructureInput, edges: &[f32]) -> Measur
         between: Between::default(),
         iou: Measure::default(),
         certain: Measure::default(),
+        rim: Rim::default(),
+        likeness: Default::default(),
     };
     let Some(region) = region else { return m };
     let dims = input.labels.geometry.dims;
@@ -153,6 +160,10 @@ pub fn measured(input: &SegexInput, s: &StructureInput, edges: &[f32]) -> Measur
     m.between = measure::between(&region);
     m.iou = estimate(s, &region);
     m.certain = certainty(input, &region);
+    m.rim = rim(input.labels, s.label, input.volume, input.legs.get(s.leg).map_or(&[], |l| l.mask));
+    if let Some(other) = input.second {
+        m.likeness = likeness(input.labels, other, s.label);
+    }
     m
 }
 
@@ -178,7 +189,24 @@ impl Measured {
         set(Feature::Agreement, self.same.value);
         set(Feature::Iou, self.iou.value);
         set(Feature::Certainty, self.certain.value);
+        let least = |m: &Measure| m.slices.iter().map(|s| s.1).min_by(f64::total_cmp);
+        let largest = |m: &Measure| m.slices.iter().map(|s| s.1).max_by(f64::total_cmp);
+        set(Feature::Unclaimed, self.rim.unclaimed.value);
+        set(Feature::Foreign, self.rim.foreign.value);
+        set(Feature::Rough, self.rim.rough.value);
+        set(Feature::Step, self.rim.step.value);
+        set(Feature::WorstEdge, least(&self.edges.relative));
+        set(Feature::WorstAnatomy, largest(&self.anatomy));
+        set(Feature::WorstLoss, pairs.and_then(|_| largest(&self.between.loss)));
+        set(Feature::SecondDice, self.likeness[0].value);
+        set(Feature::SecondSurface, self.likeness[1].value);
+        set(Feature::WorstSecond, least(&self.likeness[1]));
         f
+    }
+
+    /// The same without the second result, as if there had been none.
+    pub fn alone(&self) -> Self {
+        Measured { likeness: Default::default(), ..self.clone() }
     }
 
     /// Whether the mask has no voxel.
@@ -197,12 +225,7 @@ impl Measured {
         let mut remarks = Vec::new();
         let mut grades = vec![
             self.boundary(),
-            graded(
-                Criterion::Completeness,
-                COMPLETENESS,
-                self.added.clone(),
-                "pixels that an augmented pass adds, over the mask",
-            ),
+            self.completeness(),
             self.over(),
             self.anatomy(&mut remarks),
             graded(
@@ -215,20 +238,26 @@ impl Measured {
             self.stability(),
         ];
         grades.push(burden(&grades));
+        let mut score = None;
         if let Some(c) = calibration {
-            let features = self.features();
+            let foretold = c.foretell(&self.features());
             for g in &mut grades {
                 // What a calibration had nothing to learn from keeps its default cuts.
-                if let Some(grade) = c.grade(g.criterion, &features) {
+                if let Some(grade) = foretold.and_then(|f| f.grades[g.criterion as usize]) {
                     g.grade = Some(grade);
+                }
+                // No calibration ever saw segments that overlap.
+                if let (Criterion::OverSegmentation, Some(share)) = (g.criterion, self.overlap.value) {
+                    g.grade = g.grade.map(|v| v.min(OVER.grade(share)));
                 }
                 if g.grade.is_some_and(|g| g > 3) {
                     g.slices.clear();
                 }
             }
+            score = foretold.map(|f| f.score);
             remarks.extend(c.caution());
         }
-        what.report(grades, remarks)
+        what.report(grades, score, remarks)
     }
 
     fn boundary(&self) -> Grade {
@@ -241,6 +270,21 @@ impl Measured {
         let words =
             "mean gradient along the contour over the leg's 95th percentile, less for a soft band beyond 2.5 mm";
         graded(Criterion::Boundary, BOUNDARY, m, words)
+    }
+
+    fn completeness(&self) -> Grade {
+        if self.added.value.is_some() || self.rim.unclaimed.value.is_none() {
+            let words = "pixels that an augmented pass adds, over the mask";
+            return graded(Criterion::Completeness, COMPLETENESS, self.added.clone(), words);
+        }
+        // Only a calibration knows how much of its like a structure has beside it, so this has no default cuts.
+        Grade {
+            criterion: Criterion::Completeness,
+            grade: None,
+            value: self.rim.unclaimed.value.unwrap_or(0.0),
+            measure: "share of the 3 mm outside that looks like the structure and that no label claims".into(),
+            slices: Vec::new(),
+        }
     }
 
     fn over(&self) -> Grade {

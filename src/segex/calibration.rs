@@ -1,28 +1,37 @@
-//! From measurements to the grades that ground truth would give: one small monotone map for each criterion, fitted on masks
-//! whose truth is known, carried by an adapter.
+//! From measurements to what ground truth would say: maps for the grades and the score, fitted on masks whose truth is known and
+//! carried by an adapter.
 //!
-//! For each criterion a ridge regression turns its measurements (one to four numbers; C8: those of C1 to C7) into one index
-//! that grows with the grade, and four cuts of that index, chosen to give the least squared error, turn it into a grade. Both
-//! are weighted so that every grade that occurs counts alike in sum, up to [`MOST_WEIGHT`].
+//! What can be measured depends on the mask: a model's result has passes, a mask from elsewhere may have a second result beside it
+//! or nothing but the image, and a single slice has no neighbours. For each such list of measurements ([`lists`]) a ridge
+//! regression on the standardised measurements and their squares turns them into one index for each criterion and one for the
+//! score; cuts of the index, chosen to give the least squared error, make the grade or the verdict. Both are weighted so that every
+//! grade that occurs counts alike in sum, up to [`MOST_WEIGHT`]. Every criterion is foretold from all measurements: a mask that is too
+//! large (C3) shows in its contour (C1) and its shape (C4) before it shows in anything of its own.
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::Criterion;
+use super::agree::auroc;
 use super::features::{Feature, Features};
+use super::regression::{Row, cuts, ridge};
+use super::{Criterion, Verdict};
 
 /// Version of the stored form; another is not used.
-pub const CALIBRATION_VERSION: u32 = 1;
+pub const CALIBRATION_VERSION: u32 = 2;
 /// Masks below which a calibration is marked as of low confidence.
 pub const FEW_MASKS: usize = 20;
 /// Candidates below which a map is not fitted.
-const LEAST: usize = 12;
+const LEAST: usize = 24;
 /// Ridge penalty on standardised measurements, as a share of the candidates.
-const RIDGE: f64 = 0.02;
+const RIDGE: f64 = 0.1;
 /// A rare grade weighs at most this much more than a common one.
 const MOST_WEIGHT: f64 = 4.0;
-
-/// Measurements of a mask as a map takes them, and the grade.
-type Row = (Vec<f64>, f64);
+/// Standard deviations beyond which a measurement counts no further, by itself and squared.
+const FARTHEST: [f64; 2] = [4.0, 3.0];
+/// Scores from which verdicts C, B and A are given.
+const VERDICTS: [f64; 3] = [45.0, 70.0, 85.0];
+/// Most inputs, and most sets, of a stored calibration.
+const MOST: usize = 64;
 
 /// A mask whose grades are known.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,41 +42,111 @@ pub struct Candidate {
     pub features: Features,
     /// What the truth says of each criterion, C1 to C8; none where it cannot be said.
     pub grades: [Option<u8>; 8],
+    /// The score that the truth gives, 0 to 100.
+    pub score: f64,
+    /// The verdict that the truth gives.
+    pub verdict: Verdict,
 }
 
-/// A fitted map of one criterion from some measurements.
+/// A number from standardised measurements.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Index {
+    /// Weight of each measurement.
+    pub weights: Vec<f32>,
+    /// Weight of each measurement's square.
+    pub squares: Vec<f32>,
+    /// Constant.
+    pub constant: f32,
+}
+
+impl Index {
+    /// The index of measurements in standard deviations from their mean.
+    fn of(&self, z: &[f64]) -> f64 {
+        let expanded = expand(z);
+        let all = self.weights.iter().chain(&self.squares);
+        f64::from(self.constant) + expanded.iter().zip(all).map(|(x, w)| x * f64::from(*w)).sum::<f64>()
+    }
+}
+
+/// Measurements and their squares, both bounded.
+fn expand(z: &[f64]) -> Vec<f64> {
+    let bounded = |v: &f64, k: usize| v.clamp(-FARTHEST[k], FARTHEST[k]);
+    z.iter().map(|v| bounded(v, 0)).chain(z.iter().map(|v| bounded(v, 1).powi(2))).collect()
+}
+
+/// One criterion's map.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GradeMap {
     /// The criterion.
     pub criterion: Criterion,
-    /// Its inputs; the map is used where all of them were taken.
-    pub inputs: Vec<Feature>,
-    /// Weight of each input.
-    pub weights: Vec<f64>,
-    /// Constant of the index.
-    pub constant: f64,
+    /// Its index.
+    pub index: Index,
     /// Index at which the grade rises to 2, 3, 4 and 5.
-    pub cuts: [f64; 4],
-    /// Candidates behind it.
-    pub count: usize,
+    pub cuts: [f32; 4],
 }
 
-impl GradeMap {
-    /// The index; none where an input is missing.
-    pub fn index(&self, features: &Features) -> Option<f64> {
-        let mut sum = self.constant;
-        for (f, w) in self.inputs.iter().zip(&self.weights) {
-            sum += w * f.of(features)?;
-        }
-        Some(sum)
-    }
+/// The score's map.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScoreMap {
+    /// An index that foretells the truth's score.
+    pub index: Index,
+    /// Index at which the verdict rises to C, B and A.
+    pub cuts: [f32; 3],
+}
 
-    /// The grade; none where an input is missing.
-    pub fn grade(&self, features: &Features) -> Option<u8> {
-        let index = self.index(features)?;
-        Some(1 + self.cuts.iter().filter(|c| index >= **c).count() as u8)
+impl ScoreMap {
+    /// The score, 0 to 100: the index, stretched between the cuts so that they lie where the verdicts change.
+    fn score(&self, z: &[f64]) -> f64 {
+        let v = self.index.of(z);
+        let cuts = self.cuts.map(f64::from);
+        let low = cuts[0].min(25.0) - 25.0;
+        let high = cuts[2].max(90.0) + 10.0;
+        let knots = [low, cuts[0], cuts[1], cuts[2], high];
+        let scores = [0.0, VERDICTS[0], VERDICTS[1], VERDICTS[2], 100.0];
+        let k = cuts.iter().filter(|c| v >= **c).count();
+        let width = knots[k + 1] - knots[k];
+        let t = if width > 0.0 { ((v - knots[k]) / width).clamp(0.0, 1.0) } else { 0.0 };
+        let score = scores[k] + t * (scores[k + 1] - scores[k]);
+        // The upper end of a piece belongs to the next.
+        if k < 3 { score.min(scores[k + 1] - 1e-6) } else { score }
     }
+}
+
+/// The maps that one list of measurements allows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MapSet {
+    /// The measurements; the set is used where all of them were taken.
+    pub inputs: Vec<Feature>,
+    /// Mean of each.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each.
+    pub spread: Vec<f32>,
+    /// Candidates behind it.
+    pub count: usize,
+    /// The grades.
+    pub grades: Vec<GradeMap>,
+    /// The score.
+    pub score: ScoreMap,
+}
+
+impl MapSet {
+    fn standard(&self, features: &Features) -> Option<Vec<f64>> {
+        let each = self.inputs.iter().zip(&self.mean).zip(&self.spread);
+        each.map(|((f, m), s)| Some((f.of(features)? - f64::from(*m)) / f64::from(*s))).collect()
+    }
+}
+
+/// What a calibration foretells of one mask.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Foretold {
+    /// The grades, C1 to C8; none where nothing was learnt of one, or where a mask brings nothing that it could be graded by.
+    pub grades: [Option<u8>; 8],
+    /// The score, 0 to 100, before caps.
+    pub score: f64,
 }
 
 /// Fitted maps and what they were fitted on.
@@ -85,44 +164,38 @@ pub struct SegexCalibration {
     /// Mean absolute error of each criterion's grade, C1 to C8, each subject left out in turn; none where it was not fitted
     /// or there is one subject only.
     pub error: [Option<f64>; 8],
-    /// The maps; of one criterion those with more inputs go first.
-    pub maps: Vec<GradeMap>,
+    /// Mean absolute error of the score, likewise.
+    pub score_error: Option<f64>,
+    /// How well the score parts what is usable as is from the rest (AUROC), likewise.
+    pub usable: Option<f64>,
+    /// The maps; those of more measurements go first.
+    pub sets: Vec<MapSet>,
 }
 
-/// The measurements of one criterion, the richest list first.
-fn inputs(criterion: Criterion) -> Vec<Vec<Feature>> {
+/// The lists of measurements, the richest first.
+fn lists() -> Vec<Vec<Feature>> {
     use Feature::*;
-    match criterion {
-        Criterion::Boundary => vec![vec![Edge, RelativeEdge, SoftBand], vec![Edge, RelativeEdge]],
-        Criterion::Completeness => vec![vec![Added, Agreement]],
-        Criterion::OverSegmentation => vec![vec![Dropped, Outliers], vec![Outliers, Overlap], vec![Outliers]],
-        Criterion::Anatomy => vec![vec![Anatomy]],
-        Criterion::Topology => vec![vec![Topology]],
-        Criterion::BetweenSlices => vec![vec![NeighbourLoss, AreaJump, Shift, Missing]],
-        Criterion::Stability => vec![vec![Agreement, Iou, Certainty], vec![Agreement, Certainty]],
-        Criterion::EditBurden => {
-            let served = [SoftBand, Added, Dropped, Agreement, Iou, Certainty];
-            let between = [NeighbourLoss, AreaJump, Shift, Missing];
-            let mut all = Vec::new();
-            for with_passes in [true, false] {
-                for with_anatomy in [true, false] {
-                    for with_between in [true, false] {
-                        let mut one = vec![Edge, RelativeEdge, Outliers, Topology];
-                        one.extend(served.iter().filter(|_| with_passes));
-                        one.extend([Anatomy].iter().filter(|_| with_anatomy));
-                        one.extend(between.iter().filter(|_| with_between));
-                        all.push(one);
-                    }
-                }
-            }
-            all
+    let image = [Edge, RelativeEdge, Step, Outliers, Unclaimed, Foreign, Rough, Topology, Anatomy];
+    let between = [NeighbourLoss, AreaJump, Shift, Missing, WorstEdge, WorstAnatomy, WorstLoss];
+    let passes = [SoftBand, Added, Dropped, Agreement, Iou, Certainty];
+    let second = [SecondDice, SecondSurface, WorstSecond];
+    let mut all = Vec::new();
+    for further in [&passes[..], &second, &[]] {
+        for volume in [true, false] {
+            let mut one = image.to_vec();
+            one.extend(further);
+            one.extend(between.iter().filter(|_| volume));
+            // One slice is its own worst.
+            one.retain(|f| volume || *f != WorstSecond);
+            all.push(one);
         }
     }
+    all
 }
 
 impl SegexCalibration {
-    /// Fits every map that the candidates allow; `masks` is the number of labelled masks that they were made of. The error
-    /// is that of each subject under the maps of all others.
+    /// Fits every map that the candidates allow; `masks` is the number of labelled masks that they were made of. The errors
+    /// are those of each subject under the maps of all others.
     pub fn fit(candidates: &[Candidate], masks: usize) -> Self {
         let mut subjects: Vec<usize> = candidates.iter().map(|c| c.subject).collect();
         subjects.sort_unstable();
@@ -134,30 +207,39 @@ impl SegexCalibration {
             subjects: subjects.len(),
             candidates: candidates.len(),
             error: [None; 8],
-            maps: fit_maps(&all),
+            score_error: None,
+            usable: None,
+            sets: fit_sets(&all),
         };
         if subjects.len() > 1 {
-            let mut sums = [(0.0, 0.0); 8];
-            for s in subjects {
-                let (own, others): (Vec<&Candidate>, Vec<&Candidate>) = candidates.iter().partition(|c| c.subject == s);
-                let maps = fit_maps(&others);
-                for c in own {
-                    for (k, sum) in sums.iter_mut().enumerate() {
-                        if let (Some(g), Some(t)) = (grade_of(&maps, Criterion::ALL[k], &c.features), c.grades[k]) {
-                            sum.0 += f64::from(g.abs_diff(t));
-                            sum.1 += 1.0;
-                        }
-                    }
-                }
-            }
-            out.error = sums.map(|(sum, n)| (n > 0.0).then(|| sum / n));
+            let left_out: Vec<(&Candidate, Foretold)> = subjects
+                .par_iter()
+                .flat_map(|&s| {
+                    let (own, others): (Vec<&Candidate>, Vec<&Candidate>) =
+                        candidates.iter().partition(|c| c.subject == s);
+                    let sets = fit_sets(&others);
+                    own.into_iter().filter_map(|c| Some((c, foretell(&sets, &c.features)?))).collect::<Vec<_>>()
+                })
+                .collect();
+            out.judge(&left_out);
         }
         out
     }
 
-    /// The grade of a criterion; none where no map fits what was measured.
-    pub fn grade(&self, criterion: Criterion, features: &Features) -> Option<u8> {
-        grade_of(&self.maps, criterion, features)
+    fn judge(&mut self, left_out: &[(&Candidate, Foretold)]) {
+        let mean = |v: Vec<f64>| (!v.is_empty()).then(|| v.iter().sum::<f64>() / v.len() as f64);
+        for (k, error) in self.error.iter_mut().enumerate() {
+            let off = |(c, f): &(&Candidate, Foretold)| Some(f64::from(c.grades[k]?.abs_diff(f.grades[k]?)));
+            *error = mean(left_out.iter().filter_map(off).collect());
+        }
+        self.score_error = mean(left_out.iter().map(|(c, f)| (c.score - f.score).abs()).collect());
+        let items: Vec<(f64, bool)> = left_out.iter().map(|(c, f)| (f.score, c.verdict == Verdict::A)).collect();
+        self.usable = auroc(&items);
+    }
+
+    /// Grades and score of a mask; none where no map fits what was measured.
+    pub fn foretell(&self, features: &Features) -> Option<Foretold> {
+        foretell(&self.sets, features)
     }
 
     /// What a reader has to know of a calibration on few masks.
@@ -174,139 +256,101 @@ impl SegexCalibration {
                 self.version
             ));
         }
-        let bad = |m: &GradeMap| {
-            m.inputs.len() != m.weights.len()
-                || !m.constant.is_finite()
-                || m.weights.iter().any(|w| !w.is_finite())
-                || m.cuts.iter().any(|c| !c.is_finite())
-                || m.cuts.windows(2).any(|c| c[0] > c[1])
+        let whole = |i: &Index, n: usize| {
+            let finite = |v: &[f32]| v.len() == n && v.iter().all(|w| w.is_finite());
+            finite(&i.weights) && finite(&i.squares) && i.constant.is_finite()
         };
-        let wrong = self.maps.iter().find(|m| bad(m)).or_else(|| self.maps.get(256));
-        wrong.map(|m| format!("SegEx calibration: the map of {} is broken: calibrate again", m.criterion.id()))
+        let rising = |cuts: &[f32]| cuts.iter().all(|c| c.is_finite()) && cuts.windows(2).all(|c| c[0] <= c[1]);
+        let sound = |s: &MapSet| {
+            let n = s.inputs.len();
+            let each = [&s.mean, &s.spread].iter().all(|v| v.len() == n && v.iter().all(|x| x.is_finite()));
+            let grades = s.grades.iter().all(|g| whole(&g.index, n) && rising(&g.cuts));
+            let score = whole(&s.score.index, n) && rising(&s.score.cuts);
+            n <= MOST && each && s.spread.iter().all(|x| *x > 0.0) && grades && s.grades.len() <= 8 && score
+        };
+        let broken = self.sets.len() > MOST || !self.sets.iter().all(sound);
+        broken.then(|| "SegEx calibration: a map of measurements is broken: calibrate again".into())
     }
 }
 
-fn grade_of(maps: &[GradeMap], criterion: Criterion, features: &Features) -> Option<u8> {
-    maps.iter().filter(|m| m.criterion == criterion).find_map(|m| m.grade(features))
-}
-
-fn fit_maps(candidates: &[&Candidate]) -> Vec<GradeMap> {
-    let mut maps = Vec::new();
-    for (k, criterion) in Criterion::ALL.into_iter().enumerate() {
-        for inputs in inputs(criterion) {
-            let rows: Vec<Row> = candidates
-                .iter()
-                .filter_map(|c| {
-                    let x: Option<Vec<f64>> = inputs.iter().map(|f| f.of(&c.features)).collect();
-                    Some((x?, f64::from(c.grades[k]?)))
-                })
-                .collect();
-            maps.extend(fit_map(criterion, inputs, &rows));
-        }
+fn foretell(sets: &[MapSet], features: &Features) -> Option<Foretold> {
+    let (set, z) = sets.iter().find_map(|s| Some((s, s.standard(features)?)))?;
+    let mut grades = [None; 8];
+    for map in &set.grades {
+        let index = map.index.of(&z);
+        grades[map.criterion as usize] = Some(1 + map.cuts.iter().filter(|c| index >= f64::from(**c)).count() as u8);
     }
-    maps
+    // Without passes there is nothing that could be stable.
+    if !set.inputs.contains(&Feature::Agreement) {
+        grades[Criterion::Stability as usize] = None;
+    }
+    Some(Foretold { grades, score: set.score.score(&z) })
 }
 
-fn fit_map(criterion: Criterion, inputs: Vec<Feature>, rows: &[Row]) -> Option<GradeMap> {
+fn fit_sets(candidates: &[&Candidate]) -> Vec<MapSet> {
+    lists().into_iter().filter_map(|inputs| fit_set(inputs, candidates)).collect()
+}
+
+fn fit_set(inputs: Vec<Feature>, candidates: &[&Candidate]) -> Option<MapSet> {
+    let rows: Vec<(Vec<f64>, &Candidate)> = candidates
+        .iter()
+        .filter_map(|c| Some((inputs.iter().map(|f| f.of(&c.features)).collect::<Option<Vec<f64>>>()?, *c)))
+        .collect();
     if rows.len() < LEAST {
         return None;
     }
-    let count = |g: f64| rows.iter().filter(|r| r.1 == g).count().max(1) as f64;
-    let occurring = (1..=5).filter(|g| rows.iter().any(|r| r.1 == f64::from(*g))).count() as f64;
+    let n = rows.len() as f64;
+    let mean: Vec<f64> = (0..inputs.len()).map(|k| rows.iter().map(|r| r.0[k]).sum::<f64>() / n).collect();
+    let spread: Vec<f64> = (0..inputs.len())
+        .map(|k| (rows.iter().map(|r| (r.0[k] - mean[k]).powi(2)).sum::<f64>() / n).sqrt())
+        // What never changes says nothing.
+        .map(|sd| if sd > 1e-6 { sd } else { 1e6 })
+        .collect();
+    let expanded: Vec<(Vec<f64>, &Candidate)> = rows
+        .iter()
+        .map(|(x, c)| {
+            let z: Vec<f64> = (0..x.len()).map(|k| (x[k] - mean[k]) / spread[k]).collect();
+            (expand(&z), *c)
+        })
+        .collect();
+    let some = |target: &dyn Fn(&Candidate) -> Option<f64>, class: &dyn Fn(&Candidate) -> Option<u8>| {
+        let of = |(x, c): &(Vec<f64>, &Candidate)| Some(((x.clone(), target(c)?), class(c)?));
+        let (rows, classes): (Vec<Row>, Vec<u8>) = expanded.iter().filter_map(of).unzip();
+        fit_index(&rows, &classes, inputs.len())
+    };
+    let grades = Criterion::ALL
+        .into_iter()
+        .enumerate()
+        .filter_map(|(k, criterion)| {
+            let (index, cuts) = some(&|c| c.grades[k].map(f64::from), &|c| c.grades[k])?;
+            Some(GradeMap { criterion, index, cuts: cuts.map(|c| c as f32) })
+        })
+        .collect();
+    // Classes of the verdict as grades 1 (D) to 4 (A).
+    let (index, cuts) = some(&|c| Some(c.score), &|c| Some(4 - c.verdict as u8))?;
+    let score = ScoreMap { index, cuts: [cuts[0], cuts[1], cuts[2]].map(|c| c as f32) };
+    let stored = |v: &[f64]| v.iter().map(|x| *x as f32).collect();
+    Some(MapSet { mean: stored(&mean), spread: stored(&spread), inputs, count: rows.len(), grades, score })
+}
+
+/// The index of a target and its cuts between classes 1 to 5; every class that occurs weighs alike in sum, within bounds.
+fn fit_index(rows: &[Row], classes: &[u8], inputs: usize) -> Option<(Index, [f64; 4])> {
+    if rows.len() < LEAST {
+        return None;
+    }
+    let count = |g: u8| classes.iter().filter(|c| **c == g).count().max(1) as f64;
+    let occurring = (1..=5).filter(|g| classes.contains(g)).count() as f64;
     let even = rows.len() as f64 / occurring;
-    let weights: Vec<f64> = rows.iter().map(|r| (even / count(r.1)).clamp(1.0 / MOST_WEIGHT, MOST_WEIGHT)).collect();
-    let (w, constant) = ridge(rows, &weights)?;
-    let index = |x: &[f64]| constant + x.iter().zip(&w).map(|(x, w)| x * w).sum::<f64>();
-    let mut sorted: Vec<(f64, f64, f64)> = rows.iter().zip(&weights).map(|(r, w)| (index(&r.0), r.1, *w)).collect();
+    let weight: Vec<f64> = (0..=5).map(|g| (even / count(g)).clamp(1.0 / MOST_WEIGHT, MOST_WEIGHT)).collect();
+    let weights: Vec<f64> = classes.iter().map(|c| weight[usize::from(*c).min(5)]).collect();
+    let (w, constant) = ridge(rows, &weights, RIDGE)?;
+    let of = |x: &[f64]| constant + x.iter().zip(&w).map(|(x, w)| x * w).sum::<f64>();
+    let mut sorted: Vec<(f64, f64, f64)> =
+        rows.iter().zip(classes).zip(&weights).map(|((r, c), w)| (of(&r.0), f64::from(*c), *w)).collect();
     sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let cuts = cuts(&sorted);
-    Some(GradeMap { criterion, inputs, weights: w, constant, cuts, count: rows.len() })
-}
-
-/// Weighted ridge regression on standardised inputs: weights and constant for the inputs as they are.
-fn ridge(rows: &[Row], weights: &[f64]) -> Option<(Vec<f64>, f64)> {
-    let n: f64 = weights.iter().sum();
-    let d = rows.first()?.0.len();
-    let mean_of = |f: &dyn Fn(&Row) -> f64| rows.iter().zip(weights).map(|(r, w)| w * f(r)).sum::<f64>() / n;
-    let mean: Vec<f64> = (0..d).map(|k| mean_of(&|r| r.0[k])).collect();
-    let sd: Vec<f64> = (0..d).map(|k| mean_of(&|r| (r.0[k] - mean[k]).powi(2)).sqrt()).collect();
-    let target = mean_of(&|r| r.1);
-    // What never changes says nothing.
-    let scale = |k: usize, v: f64| if sd[k] > 1e-9 { (v - mean[k]) / sd[k] } else { 0.0 };
-    let mut a = vec![vec![0.0; d + 1]; d];
-    for (r, w) in rows.iter().zip(weights) {
-        let x: Vec<f64> = (0..d).map(|k| scale(k, r.0[k])).collect();
-        for i in 0..d {
-            for j in 0..d {
-                a[i][j] += w * x[i] * x[j] / n;
-            }
-            a[i][d] += w * x[i] * (r.1 - target) / n;
-        }
-    }
-    for (i, row) in a.iter_mut().enumerate() {
-        row[i] += RIDGE;
-    }
-    let beta = solve(a)?;
-    let w: Vec<f64> = (0..d).map(|k| if sd[k] > 1e-9 { beta[k] / sd[k] } else { 0.0 }).collect();
-    let constant = target - w.iter().zip(&mean).map(|(w, m)| w * m).sum::<f64>();
-    Some((w, constant))
-}
-
-/// Gaussian elimination with pivoting of `[A | b]`; none for a singular matrix.
-fn solve(mut a: Vec<Vec<f64>>) -> Option<Vec<f64>> {
-    let d = a.len();
-    for c in 0..d {
-        let pivot = (c..d).max_by(|&i, &j| a[i][c].abs().total_cmp(&a[j][c].abs()))?;
-        if a[pivot][c].abs() < 1e-12 {
-            return None;
-        }
-        a.swap(c, pivot);
-        let row = a[c].clone();
-        for r in (0..d).filter(|&r| r != c) {
-            let f = a[r][c] / row[c];
-            a[r].iter_mut().zip(&row).for_each(|(v, p)| *v -= f * p);
-        }
-    }
-    Some((0..d).map(|i| a[i][d] / a[i][i]).collect())
-}
-
-/// The four cuts of a sorted index (index, grade, weight) that give the least weighted squared error of the grade: the best
-/// way to divide the row into five pieces, some of which may be empty.
-fn cuts(sorted: &[(f64, f64, f64)]) -> [f64; 4] {
-    let n = sorted.len();
-    // least[g][i]: error of the first i with grades up to g + 1; from[g][i]: where grade g + 1 begins in it.
-    let mut least = vec![vec![0.0f64; n + 1]; 5];
-    let mut from = vec![vec![0usize; n + 1]; 5];
-    for g in 0..5 {
-        let cost = |i: usize| sorted[i].2 * (sorted[i].1 - (g + 1) as f64).powi(2);
-        for i in 1..=n {
-            // Equal indices are never parted.
-            let may_begin = i == 1 || sorted[i - 1].0 > sorted[i - 2].0;
-            let stay = least[g][i - 1] + cost(i - 1);
-            let begin = if g > 0 && may_begin { least[g - 1][i - 1] + cost(i - 1) } else { f64::INFINITY };
-            let (mut best, mut start) = if begin < stay { (begin, i - 1) } else { (stay, from[g][i - 1]) };
-            // No piece of this grade at all.
-            if g > 0 && (i == n || sorted[i].0 > sorted[i - 1].0) && least[g - 1][i] <= best {
-                (best, start) = (least[g - 1][i], i);
-            }
-            least[g][i] = best;
-            from[g][i] = start;
-        }
-    }
-    let mut out = [0.0; 4];
-    let mut end = n;
-    for g in (1..5).rev() {
-        let start = from[g][end].min(end);
-        out[g - 1] = match (start.checked_sub(1).map(|i| sorted[i].0), sorted.get(start).map(|s| s.0)) {
-            (Some(a), Some(b)) => (a + b) / 2.0,
-            // Never reached, or always: one unit beyond what was seen.
-            (Some(a), None) => a + 1.0,
-            (None, Some(b)) => b - 1.0,
-            (None, None) => 0.0,
-        };
-        end = start;
-    }
-    out
+    let stored = |v: &[f64]| v.iter().map(|x| *x as f32).collect();
+    let index = Index { weights: stored(&w[..inputs]), squares: stored(&w[inputs..]), constant: constant as f32 };
+    Some((index, cuts(&sorted)))
 }
 
 #[cfg(test)]
@@ -316,21 +360,7 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn cuts_part_grades_that_can_be_parted() {
-        let row = |all: &[(f64, f64)]| all.iter().map(|&(i, g)| (i, g, 1.0)).collect::<Vec<_>>();
-        let c = cuts(&row(&[(0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 4.0), (4.0, 5.0)]));
-        assert_eq!(c, [0.5, 1.5, 2.5, 3.5]);
-        // Only 2 and 4 occur: 3 gets no piece, 5 is never reached, 1 lies below all.
-        let c = cuts(&row(&[(0.0, 2.0), (1.0, 2.0), (2.0, 4.0), (3.0, 4.0)]));
-        assert_eq!((c[1], c[2]), (1.5, 1.5));
-        assert!(c[0] < 0.0 && c[3] > 3.0, "{c:?}");
-        // Equal indices stay together.
-        let c = cuts(&row(&[(1.0, 1.0), (1.0, 5.0), (1.0, 5.0)]));
-        assert!(c.iter().all(|c| *c != 1.0), "{c:?}");
-    }
-
-    /// Candidates whose edge measurement follows the grade with noise.
+    /// Candidates of single slices whose edge measurement follows the grade with noise.
     fn candidates(n: usize, noise: f64) -> Vec<Candidate> {
         let mut rng = ChaCha8Rng::seed_from_u64(4);
         (0..n)
@@ -338,14 +368,18 @@ mod tests {
                 let g = (i % 5 + 1) as u8;
                 let v = f64::from(g) / 6.0 + noise * (rng.random::<f64>() - 0.5);
                 let mut features = Features::default();
+                for f in &lists()[5] {
+                    features[*f as usize] = Some(rng.random::<f64>());
+                }
                 features[Feature::Edge as usize] = Some(v);
-                features[Feature::RelativeEdge as usize] = Some(rng.random::<f64>());
-                features[Feature::Outliers as usize] = Some(0.1);
                 features[Feature::Topology as usize] = Some(0.0);
+                let score = 20.0 * f64::from(g);
                 Candidate {
                     subject: i / 10,
                     features,
-                    grades: [Some(g), None, None, None, Some(5), None, None, Some(g)],
+                    grades: [Some(g), None, None, None, Some(5), None, Some(g), Some(g)],
+                    score,
+                    verdict: Verdict::of(score),
                 }
             })
             .collect()
@@ -356,34 +390,55 @@ mod tests {
         let all = candidates(200, 0.02);
         let c = SegexCalibration::fit(&all, 40);
         assert_eq!((c.subjects, c.candidates, c.caution()), (20, 200, None));
-        assert!(c.error[0].unwrap() < 0.02 && c.error[7].unwrap() < 0.02, "{:?}", c.error);
+        assert!(c.error[0].unwrap() < 0.1 && c.error[7].unwrap() < 0.1, "{:?}", c.error);
+        assert!(c.score_error.unwrap() < 8.0 && c.usable.unwrap() > 0.99, "{:?} {:?}", c.score_error, c.usable);
         assert_eq!(c.error[1], None, "nothing was known of C2");
-        assert_eq!(c.grade(Criterion::Completeness, &all[0].features), None);
-        // A grade that never varied stays what it was.
-        assert_eq!(c.grade(Criterion::Topology, &all[0].features), Some(5));
-        // A better measurement is never graded worse.
+        let of = |f: &Features| c.foretell(f).unwrap();
+        let first = of(&all[0].features);
+        assert_eq!(first.grades[1], None);
+        assert_eq!(first.grades[4], Some(5), "a grade that never varied stays what it was");
+        assert_eq!(first.grades[6], None, "no passes, no stability");
+        // A better edge is never graded worse, and the verdict is that of the score.
         let mut f = all[0].features;
-        let mut last = 0;
-        for v in 0..=100 {
+        let mut last = (0, 0.0);
+        for v in 15..=84 {
             f[Feature::Edge as usize] = Some(f64::from(v) / 100.0);
-            let g = c.grade(Criterion::Boundary, &f).unwrap();
-            assert!(g >= last);
-            last = g;
+            let now = of(&f);
+            assert!(now.grades[0].unwrap() >= last.0 && now.score >= last.1, "{now:?} after {last:?}");
+            last = (now.grades[0].unwrap(), now.score);
         }
-        assert_eq!(last, 5);
+        assert!(last.0 == 5 && Verdict::of(last.1) == Verdict::A, "{last:?}");
+        f[Feature::Edge as usize] = Some(0.17);
+        assert_eq!(Verdict::of(of(&f).score), Verdict::D);
+        // What was not measured cannot be graded.
+        f[Feature::Edge as usize] = None;
+        assert_eq!(c.foretell(&f), None);
         let noisy = SegexCalibration::fit(&candidates(200, 1.0), 12);
-        assert!(noisy.error[0] > c.error[0]);
+        assert!(noisy.error[0] > c.error[0] && noisy.usable < c.usable);
         assert!(noisy.caution().unwrap().contains("12 labelled masks only: low confidence"));
+    }
+
+    #[test]
+    fn the_score_changes_verdict_at_its_cuts() {
+        let map = |cuts| ScoreMap { index: Index { weights: vec![1.0], squares: vec![0.0], constant: 60.0 }, cuts };
+        let m = map([50.0, 58.0, 61.0]);
+        let at = |v: f64| m.score(&[v - 60.0]);
+        assert_eq!([56.5, 57.9, 58.0, 60.9, 61.0].map(|v| Verdict::of(at(v)) as usize), [2, 2, 1, 1, 0]);
+        assert!(at(59.0) < at(59.5) && at(64.0) < 100.0);
+        // Without masks of a class its piece is empty.
+        let m = map([58.0, 58.0, 60.0]);
+        assert_eq!([57.9, 58.0, 60.0].map(|v| Verdict::of(m.score(&[v - 60.0])) as usize), [3, 1, 0]);
     }
 
     #[test]
     fn it_is_read_back_as_written_and_nonsense_is_refused() {
         let mut c = SegexCalibration::fit(&candidates(60, 0.2), 12);
         let back: SegexCalibration = serde_json::from_str(&serde_json::to_string(&c).unwrap()).unwrap();
-        assert_eq!((back.problem(), &back), (None, &c));
-        c.maps[0].weights.pop();
-        assert!(c.problem().unwrap().contains("C1"));
+        assert_eq!(back.problem(), None);
+        assert_eq!(back.sets, c.sets);
+        c.sets[0].score.index.weights.pop();
+        assert!(c.problem().unwrap().contains("calibrate again"));
         assert!(SegexCalibration { version: 9, ..back }.problem().unwrap().contains("version 9"));
-        assert!(SegexCalibration::fit(&[], 0).maps.is_empty());
+        assert!(SegexCalibration::fit(&[], 0).sets.is_empty());
     }
 }

@@ -106,7 +106,7 @@ fn structure(input: &CompareInput, s: &ComparedStructure) -> Option<StructureRep
         ),
         graded(Criterion::EditBurden, BURDEN, pair.burden(), "added path length over the truth's contour"),
     ];
-    Some(what.report(grades, remarks))
+    Some(what.report(grades, None, remarks))
 }
 
 /// A mask and the truth in one box.

@@ -73,6 +73,7 @@ impl Evidence {
             labels,
             passes: &self.passes,
             entropy: &self.entropy,
+            second: None,
             legs: self.legs.iter().map(|(mask, frame)| LegInput { mask, frame: *frame }).collect(),
             structures: self
                 .structures

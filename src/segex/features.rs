@@ -38,10 +38,30 @@ pub enum Feature {
     Iou,
     /// C7: one less the mean entropy.
     Certainty,
+    /// C2: share of the shell outside that looks like the structure and that no label claims.
+    Unclaimed,
+    /// C3: share of the rim inside that does not look like the structure.
+    Foreign,
+    /// C5: share of the mask that smoothing changes.
+    Rough,
+    /// C1: step of intensity across the contour, in robust deviations of the structure.
+    Step,
+    /// C1: the relative edge on the slice where it is least.
+    WorstEdge,
+    /// C4: distance from the labelled slices' shapes on the slice where it is largest.
+    WorstAnatomy,
+    /// C6: loss of overlap between the two neighbours where it is largest.
+    WorstLoss,
+    /// Dice with a second result of the same images.
+    SecondDice,
+    /// Surface Dice at 2 mm with it.
+    SecondSurface,
+    /// The same on the slice where it is least.
+    WorstSecond,
 }
 
 /// Number of measurements.
-pub const FEATURE_COUNT: usize = 16;
+pub const FEATURE_COUNT: usize = 26;
 
 /// Measurements of one mask, in the order of [`Feature::ALL`]; none where it could not be taken.
 pub type Features = [Option<f64>; FEATURE_COUNT];
@@ -65,6 +85,16 @@ impl Feature {
         Feature::Agreement,
         Feature::Iou,
         Feature::Certainty,
+        Feature::Unclaimed,
+        Feature::Foreign,
+        Feature::Rough,
+        Feature::Step,
+        Feature::WorstEdge,
+        Feature::WorstAnatomy,
+        Feature::WorstLoss,
+        Feature::SecondDice,
+        Feature::SecondSurface,
+        Feature::WorstSecond,
     ];
 
     /// The value of this measurement as a calibration takes it: shares by their root and lengths by their logarithm, so that
@@ -72,14 +102,14 @@ impl Feature {
     pub fn of(self, features: &Features) -> Option<f64> {
         let v = features[self as usize].filter(|v| v.is_finite())?;
         Some(match self {
-            Feature::Edge | Feature::RelativeEdge | Feature::Agreement | Feature::Iou | Feature::Certainty => {
-                v.clamp(0.0, 1.0)
-            }
-            Feature::NeighbourLoss | Feature::AreaJump => v.clamp(0.0, 1.0),
-            Feature::Added | Feature::Dropped | Feature::Outliers | Feature::Overlap | Feature::Topology => {
-                v.clamp(0.0, 1.0).sqrt()
-            }
-            Feature::SoftBand | Feature::Anatomy | Feature::Shift | Feature::Missing => v.clamp(0.0, 100.0).ln_1p(),
+            Feature::Edge | Feature::RelativeEdge | Feature::WorstEdge => v.clamp(0.0, 1.0),
+            Feature::Agreement | Feature::Iou | Feature::Certainty => v.clamp(0.0, 1.0),
+            Feature::SecondDice | Feature::SecondSurface | Feature::WorstSecond => v.clamp(0.0, 1.0),
+            Feature::NeighbourLoss | Feature::WorstLoss | Feature::AreaJump => v.clamp(0.0, 1.0),
+            Feature::Added | Feature::Dropped | Feature::Outliers | Feature::Overlap => v.clamp(0.0, 1.0).sqrt(),
+            Feature::Topology | Feature::Unclaimed | Feature::Foreign | Feature::Rough => v.clamp(0.0, 1.0).sqrt(),
+            Feature::SoftBand | Feature::Shift | Feature::Missing => v.clamp(0.0, 100.0).ln_1p(),
+            Feature::Anatomy | Feature::WorstAnatomy | Feature::Step => v.clamp(0.0, 100.0).ln_1p(),
         })
     }
 }

@@ -10,13 +10,15 @@ mod features;
 pub mod measure;
 pub mod observe;
 mod observers;
+mod regression;
 mod report;
+mod rim;
 mod score;
 mod shape;
 mod text;
 
 pub use assess::{LegInput, Measured, SegexInput, StructureInput, assess, edge_strengths, measured};
-pub use calibration::{CALIBRATION_VERSION, Candidate, FEW_MASKS, GradeMap, SegexCalibration};
+pub use calibration::{CALIBRATION_VERSION, Candidate, FEW_MASKS, Foretold, SegexCalibration};
 pub use compare::{CompareInput, ComparedStructure, compare};
 pub use corrupt::{Corruption, Damage, LEVELS};
 pub use evidence::{Evidence, StructureEvidence, moved_entropy};

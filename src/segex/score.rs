@@ -64,9 +64,10 @@ pub(super) struct Graded<'a> {
 }
 
 impl Graded<'_> {
-    /// The report of grades: score, verdict, and the cap of C at best where C3, C4 or C5 is 1.
-    pub fn report(self, grades: Vec<Grade>, mut remarks: Vec<String>) -> StructureReport {
-        let (score, mut verdict) = score(&grades);
+    /// The report of grades: score (that of the grades unless one was foretold), verdict, and the cap of C at best where C3, C4
+    /// or C5 is 1.
+    pub fn report(self, grades: Vec<Grade>, foretold: Option<f64>, mut remarks: Vec<String>) -> StructureReport {
+        let (score, mut verdict) = foretold.map_or_else(|| score(&grades), |s| (s, Verdict::of(s)));
         if let Some(g) = grades.iter().find(|g| {
             matches!(g.criterion, Criterion::OverSegmentation | Criterion::Anatomy | Criterion::Topology)
                 && g.grade == Some(1)

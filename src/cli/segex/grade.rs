@@ -9,8 +9,10 @@ use clap::Args;
 use dicom_dictionary_std::tags;
 use sha2::{Digest, Sha256};
 
+use super::second::Second;
 use crate::adapter::Adapter;
 use crate::cli::ConfigArgs;
+use crate::config::Config;
 use crate::daemon::{grades, result_key, source_of};
 use crate::dicom::write::{Identity, ResultInput, SegReference, SegmentSpec, comprehensive_sr_of, write_atomically};
 use crate::image::LabelMap;
@@ -53,9 +55,13 @@ pub(super) struct GradeOptions {
     /// Grade against this truth too: any label file
     #[arg(long, value_name = "FILE")]
     truth: Option<PathBuf>,
-    /// An adapter whose shapes of labelled slices and calibration are used
+    /// An adapter whose calibration and shapes of labelled slices are used; a calibrated one also segments the images, and its
+    /// result is laid beside the segmentation
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// Grade by the image alone: do not let the adapter segment it
+    #[arg(long, requires = "adapter")]
+    alone: bool,
     /// Ask the configured language model too
     #[arg(long)]
     language_model: bool,
@@ -105,6 +111,8 @@ struct Loaded {
     remarks: Vec<String>,
     case: String,
     reference: Option<SegReference>,
+    /// Whose calibration graded, and what engine gave a second result.
+    identity: Identity,
 }
 
 impl Subject {
@@ -164,7 +172,15 @@ impl Subject {
         let reference = seg_reference(&self.seg, &series, &mut remarks);
         let digest = hex::encode(Sha256::digest(series.header.series_uid.as_bytes()));
         let case = self.case.clone().unwrap_or_else(|| digest[..12].to_string());
-        Ok(Loaded { series, segments, legs, sides, remarks, case, reference })
+        let identity = Identity {
+            software: env!("CARGO_PKG_VERSION").into(),
+            engine: "none".into(),
+            adapter: "none".into(),
+            adapter_sha256: String::new(),
+            base_sha256: String::new(),
+            station: "SCANSIDE".into(),
+        };
+        Ok(Loaded { series, segments, legs, sides, remarks, case, reference, identity })
     }
 
     /// Key and side of a segment: as the command line says, else as its name or code does.
@@ -219,22 +235,28 @@ fn seg_reference(path: &Path, series: &SeriesVolume, remarks: &mut Vec<String>) 
 
 impl Loaded {
     fn label_map(&self, s: &Segment) -> LabelMap {
-        let data = s.mask.iter().map(|m| if *m { s.number } else { 0 }).collect();
-        LabelMap { geometry: self.series.volume.geometry.clone(), data }
+        let mut labels = LabelMap::empty(self.series.volume.geometry.clone());
+        // What other segments claim is theirs; where they overlap, the segment that is asked for.
+        for other in self.segments.iter().filter(|o| o.number != s.number).chain([s]) {
+            labels.data.iter_mut().zip(&other.mask).filter(|(_, m)| **m).for_each(|(l, _)| *l = other.number);
+        }
+        labels
     }
 
-    fn device(&self, adapter: Option<&Adapter>) -> Report {
+    fn device(&self, adapter: Option<&Adapter>, second: Option<&Second>) -> Report {
         let calibration = adapter.and_then(|a| a.meta.segex.as_ref());
         let structures: Vec<StructureReport> = self
             .segments
             .iter()
             .flat_map(|s| {
                 let labels = self.label_map(s);
+                let beside = second.and_then(|m| m.of(&s.structure.key, s.side, s.number));
                 let input = SegexInput {
                     volume: &self.series.volume,
                     labels: &labels,
                     passes: &[],
                     entropy: &[],
+                    second: beside.as_ref(),
                     legs: self.legs.iter().map(|(mask, frame)| LegInput { mask, frame: *frame }).collect(),
                     structures: vec![StructureInput {
                         structure: &s.structure,
@@ -327,14 +349,6 @@ impl Loaded {
             .iter()
             .map(|r| SegmentSpec { number: r.label, structure: r.structure.clone(), side: r.side })
             .collect();
-        let identity = Identity {
-            software: env!("CARGO_PKG_VERSION").into(),
-            engine: "none".into(),
-            adapter: "none".into(),
-            adapter_sha256: String::new(),
-            base_sha256: String::new(),
-            station: "SCANSIDE".into(),
-        };
         let labels = LabelMap::empty(self.series.volume.geometry.clone());
         let reports = grades(report);
         let seg = self.reference.as_ref().map_or(self.case.as_str(), |r| &r.sop_instance_uid);
@@ -349,9 +363,9 @@ impl Loaded {
             calibrated: report.calibrated,
             needs_review: false,
             remarks,
-            identity: &identity,
+            identity: &self.identity,
             created_ms: crate::clock::Clock::System.now_ms(),
-            key: result_key(&[seg.to_string()], &identity, "segex of another's segmentation"),
+            key: result_key(&[seg.to_string()], &self.identity, "segex of another's segmentation"),
             series_number: 9200,
         };
         let (_, object) = comprehensive_sr_of(&input, self.reference.as_ref());
@@ -364,7 +378,9 @@ impl Loaded {
 fn explained(mut r: StructureReport) -> StructureReport {
     for g in r.grades.iter_mut().filter(|g| g.grade.is_none() && r.volume_mm3 > 0.0) {
         if matches!(g.criterion.id(), "C2" | "C7") {
-            g.measure = "needs the passes of a model, which a mask from elsewhere does not bring".into();
+            g.measure =
+                "needs the passes of a model or a calibrated adapter, which a mask from elsewhere does not bring"
+                    .into();
         }
     }
     r
@@ -376,9 +392,19 @@ pub(super) fn run(subject: &Subject, args: &GradeOptions) -> anyhow::Result<Exit
         folder_of(out)?;
     }
     let adapter = args.adapter.as_deref().map(Adapter::load).transpose()?;
-    let loaded = subject.load()?;
+    let mut loaded = subject.load()?;
     let mut remarks = loaded.remarks.clone();
-    let mut reports = vec![loaded.device(adapter.as_ref())];
+    if let Some(a) = &adapter {
+        loaded.identity.adapter = format!("{} {}", a.meta.name, a.meta.version);
+        loaded.identity.adapter_sha256 = a.sha256()?;
+    }
+    let second = match (&args.adapter, &adapter) {
+        (Some(path), Some(a)) if a.meta.segex.is_some() && !args.alone => {
+            beside(path, &config, &mut loaded, &mut remarks)?
+        }
+        _ => None,
+    };
+    let mut reports = vec![loaded.device(adapter.as_ref(), second.as_ref())];
     if let Some(truth) = &args.truth {
         reports.push(loaded.against(truth, subject, &mut remarks)?);
     }
@@ -402,6 +428,34 @@ pub(super) fn run(subject: &Subject, args: &GradeOptions) -> anyhow::Result<Exit
         eprintln!("scanside: {p}");
     }
     Ok(if file.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The adapter's own result, unless it refuses the images or is the very segmentation that is to be graded.
+fn beside(
+    adapter: &Path,
+    config: &Config,
+    loaded: &mut Loaded,
+    remarks: &mut Vec<String>,
+) -> anyhow::Result<Option<Second>> {
+    let second = match Second::run(adapter, config, &loaded.series)? {
+        Ok(second) => second,
+        Err(why) => {
+            remarks.push(format!("the adapter refuses these images, so they are graded alone: {why}"));
+            return Ok(None);
+        }
+    };
+    let same = |s: &Segment| {
+        let own = second.of(&s.structure.key, s.side, 1);
+        own.is_some_and(|own| own.data.iter().zip(&s.mask).all(|(a, b)| (*a == 1) == *b))
+    };
+    let mut known = loaded.segments.iter().filter(|s| s.mask.contains(&true)).peekable();
+    if known.peek().is_some() && known.all(same) {
+        remarks.push("the segmentation is this adapter's own result, so it is graded alone".into());
+        return Ok(None);
+    }
+    remarks.push(format!("graded beside the result of {}", second.describe()));
+    loaded.identity.engine = second.engine();
+    Ok(Some(second))
 }
 
 /// The language model's report; what it could not grade is told in `problems`.

@@ -108,7 +108,7 @@ pub(super) fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     let masks = served.masks(&cases, args.seed, |c| &c.train)?;
     ensure!(masks.labelled > 0, "the manifest's training slices show none of the adapter's structures");
     let calibration = calibration_of(&masks.masks, |_| true);
-    ensure!(!calibration.maps.is_empty(), "too few labelled masks to calibrate on: label at least two slices whole");
+    ensure!(!calibration.sets.is_empty(), "too few labelled masks to calibrate on: label at least two slices whole");
     print!("{}", describe(&calibration));
     served.adapter.meta.segex = Some(calibration);
     served.adapter.save(&args.out)?;
@@ -120,10 +120,13 @@ fn describe(c: &SegexCalibration) -> String {
     let mut out =
         format!("calibrated on {} labelled masks of {} subjects, {} candidates\n", c.masks, c.subjects, c.candidates);
     for (criterion, error) in Criterion::ALL.iter().zip(c.error) {
-        let maps = c.maps.iter().filter(|m| m.criterion == *criterion).count();
+        let maps = c.sets.iter().flat_map(|s| &s.grades).filter(|m| m.criterion == *criterion).count();
         let error = error.map_or("not measured".into(), |e| format!("{e:.2} of a grade, subject left out"));
         let line = if maps == 0 { "keeps its default cuts".into() } else { format!("mean error {error}") };
         out.push_str(&format!("{} {:<18} {line}\n", criterion.id(), criterion.name()));
+    }
+    if let (Some(score), Some(usable)) = (c.score_error, c.usable) {
+        out.push_str(&format!("score off by {score:.1}, AUROC for usable as is {usable:.3}, subject left out\n"));
     }
     out.extend(c.caution().map(|c| c + "\n"));
     out

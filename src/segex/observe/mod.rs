@@ -78,7 +78,7 @@ impl Opinion {
         let what =
             Graded { structure: &shown.structure, side: shown.side, label: shown.label, volume_mm3: shown.volume_mm3 };
         let remark = self.remark.trim();
-        what.report(grades, if remark.is_empty() { vec![] } else { vec![remark.to_string()] })
+        what.report(grades, None, if remark.is_empty() { vec![] } else { vec![remark.to_string()] })
     }
 }
 
