@@ -19,7 +19,7 @@ pub use label_cost::{CostPoint, LabelCost, LabelCostError};
 pub use loss_curve::loss_curve;
 pub use overlays::overlays;
 pub use run::{EvaluateError, Evaluated, Evaluation, Found, Outcome, Prompt, compare};
-pub use segex_masks::{Made, MaskMaker, Masks, StudyMask};
+pub use segex_masks::{Made, MaskMaker, Masks, Study, StudyMask};
 pub use segex_study::{AcceptRow, Arm, CriterionRow, DamageRow, SegexStudy, calibration_of, halves};
 pub use survey::{Course, Surveyed, SurveyedStructure, survey_markdown};
 pub use table::{CaseRow, Row, Spread, Table, Trained};

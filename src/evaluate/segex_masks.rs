@@ -13,7 +13,7 @@ use crate::segex::{
     ShapeStatistics, StructureEvidence, StructureReport, compare, edge_strengths, measured, moved_entropy,
 };
 use crate::terms::Task;
-use crate::train::Case;
+use crate::train::{Case, shapes_of};
 
 /// Pixels kept round a leg's box.
 const MARGIN: usize = 24;
@@ -35,6 +35,8 @@ pub struct StudyMask {
     pub subject: usize,
     /// How it came about.
     pub made: Made,
+    /// Whether the truth is the model's own result on a whole volume, for want of labels there.
+    pub supposed: bool,
     /// What is measured without the truth.
     pub measured: Measured,
     /// Grades against the truth.
@@ -88,38 +90,73 @@ struct Stage {
     evidence: Evidence,
     /// Indices of the structures that the labels tell about.
     known: Vec<usize>,
+    /// Whether the truth is the model's own result.
+    supposed: bool,
+}
+
+/// Which masks are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Study {
+    /// Of the training slices, to calibrate. The shapes that a mask is held against are those of the other subjects' slices,
+    /// because its own would flatter it. Labelled slices that stand alone show nothing between slices, so the model's results on
+    /// the whole volumes are taken for true beside them, and damaged as masks from elsewhere.
+    Calibration,
+    /// Of the test slices, to validate.
+    Validation,
 }
 
 impl MaskMaker<'_> {
-    /// Masks of the slices that `slices` picks of each case (those that are labelled); slices that stand alone are volumes of
-    /// their own. `progress` hears how many cases of how many are done.
+    /// Masks of the labelled slices of each case; slices that stand alone are volumes of their own. `progress` hears how many
+    /// cases of how many are done.
     ///
     /// # Errors
     /// [`EvaluateError`]; a volume that the pipeline refuses has empty results.
     pub fn masks(
         &self,
         cases: &[Case],
-        slices: impl Fn(&Case) -> &[usize],
+        study: Study,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Masks, EvaluateError> {
+        let slices = |c: &Case| if study == Study::Calibration { c.train.clone() } else { c.test.clone() };
         let mut out = Masks::default();
         for (i, case) in cases.iter().enumerate() {
             progress(i, cases.len());
             if slices(case).is_empty() {
                 continue;
             }
-            let stages = self.stages(i, case, slices(case))?;
+            let left_out = match study {
+                Study::Calibration => self.shapes_without(cases, i)?,
+                Study::Validation => None,
+            };
+            let shapes = left_out.as_deref().unwrap_or(self.shapes);
+            let stages = self.stages(i, case, &slices(case), study == Study::Calibration)?;
             let work: Vec<(usize, usize)> =
                 stages.iter().enumerate().flat_map(|(s, stage)| stage.known.iter().map(move |&k| (s, k))).collect();
-            let made: Vec<Vec<StudyMask>> = work.par_iter().map(|&(s, k)| self.of_structure(&stages[s], k)).collect();
-            out.labelled += work.iter().filter(|(s, k)| stages[*s].truth.data.contains(&(*k as u8 + 1))).count();
+            let made: Vec<Vec<StudyMask>> =
+                work.par_iter().map(|&(s, k)| self.of_structure(&stages[s], k, shapes)).collect();
+            let shown =
+                |(s, k): &&(usize, usize)| stages[*s].truth.data.contains(&(*k as u8 + 1)) && !stages[*s].supposed;
+            out.labelled += work.iter().filter(shown).count();
             out.masks.extend(made.into_iter().flatten());
         }
         progress(cases.len(), cases.len());
         Ok(out)
     }
 
-    fn stages(&self, subject: usize, case: &Case, slices: &[usize]) -> Result<Vec<Stage>, EvaluateError> {
+    /// Shapes over the labelled slices of all cases but one; none where there is no other.
+    fn shapes_without(&self, cases: &[Case], i: usize) -> Result<Option<Vec<ShapeStatistics>>, EvaluateError> {
+        let others: Vec<&Case> = cases.iter().enumerate().filter(|(o, _)| *o != i).map(|(_, c)| c).collect();
+        let shapes = shapes_of(&others, self.task, self.crop, self.size)?;
+        Ok((!shapes.is_empty()).then_some(shapes))
+    }
+
+    fn stages(
+        &self,
+        subject: usize,
+        case: &Case,
+        slices: &[usize],
+        supposed: bool,
+    ) -> Result<Vec<Stage>, EvaluateError> {
         let options = SegmentOptions { keep_evidence: true, ..SegmentOptions::default() };
         let views = case.views(self.crop, self.size)?;
         let found = match self.segmenter.segment(&case.volume, case.hint, &options, &|_| {}) {
@@ -132,7 +169,8 @@ impl MaskMaker<'_> {
         for l in (0..views.len()).filter(|&l| case.labelled(&views, l)) {
             let truth = case.truth_of(&views, l);
             let [x0, y0, x1, y1] = views[l].leg.bounds;
-            for run in runs(slices) {
+            let whole = (supposed && g.dims[2] > 1).then_some((0..g.dims[2], true));
+            for (run, supposed) in runs(slices).into_iter().map(|r| (r, false)).chain(whole) {
                 let place = Cut {
                     low: [x0.saturating_sub(MARGIN), y0.saturating_sub(MARGIN), run.start],
                     high: [(x1 + MARGIN).min(g.dims[0]), (y1 + MARGIN).min(g.dims[1]), run.end],
@@ -145,13 +183,15 @@ impl MaskMaker<'_> {
                 };
                 let leg = (place.cut(g, &views[l].leg.mask), frame);
                 let (labels, evidence) = self.found(found.as_ref(), views[l].leg.side, g, &place, leg);
+                let labelled = || LabelMap { geometry: place.geometry(g), data: place.cut(g, &truth.data) };
                 stages.push(Stage {
                     subject,
                     volume: Volume { geometry: place.geometry(g), data: place.cut(g, &case.volume.data) },
-                    truth: LabelMap { geometry: place.geometry(g), data: place.cut(g, &truth.data) },
+                    truth: if supposed { labels.clone() } else { labelled() },
                     found: labels,
                     evidence,
                     known: (0..self.task.structures.len()).filter(|&k| case.known[k]).collect(),
+                    supposed,
                 });
             }
         }
@@ -205,7 +245,7 @@ impl MaskMaker<'_> {
     }
 
     /// The result, the labels, and each of them with every damage at a severity that is drawn.
-    fn of_structure(&self, stage: &Stage, k: usize) -> Vec<StudyMask> {
+    fn of_structure(&self, stage: &Stage, k: usize, shapes: &[ShapeStatistics]) -> Vec<StudyMask> {
         let label = k as u8 + 1;
         let key = &self.task.structures[k].key;
         let seed =
@@ -222,10 +262,12 @@ impl MaskMaker<'_> {
             ..Evidence::default()
         };
         let mut out = Vec::new();
-        for result in [true, false] {
+        // A result says nothing about itself.
+        let sources: &[bool] = if stage.supposed { &[false] } else { &[true, false] };
+        for &result in sources {
             let (from, evidence) = if result { (&stage.found, &stage.evidence) } else { (&stage.truth, &bare) };
             let undamaged = Made { result, damage: None };
-            out.extend(self.mask(stage, k, undamaged, from, evidence));
+            out.extend(self.mask(stage, k, undamaged, from, (evidence, shapes)));
             for kind in Damage::ALL {
                 let level = rng.random_range(0..LEVELS);
                 let Some(damage) = Corruption::draw(kind, level, from, label, &mut rng) else { continue };
@@ -237,7 +279,13 @@ impl MaskMaker<'_> {
                     legs: evidence.legs.clone(),
                     structures: evidence.structures.clone(),
                 };
-                out.extend(self.mask(stage, k, Made { result, damage: Some((kind, level)) }, &labels, &moved));
+                out.extend(self.mask(
+                    stage,
+                    k,
+                    Made { result, damage: Some((kind, level)) },
+                    &labels,
+                    (&moved, shapes),
+                ));
             }
         }
         debug_assert!(out.iter().all(|m| m.truth.structure.key == *key));
@@ -245,18 +293,25 @@ impl MaskMaker<'_> {
     }
 
     /// One mask measured and graded; none where neither mask nor truth has the structure.
-    fn mask(&self, stage: &Stage, k: usize, made: Made, labels: &LabelMap, evidence: &Evidence) -> Option<StudyMask> {
+    fn mask(
+        &self,
+        stage: &Stage,
+        k: usize,
+        made: Made,
+        labels: &LabelMap,
+        (evidence, shapes): (&Evidence, &[ShapeStatistics]),
+    ) -> Option<StudyMask> {
         let label = k as u8 + 1;
         let compared = ComparedStructure { structure: &self.task.structures[k], side: None, label, truth: label };
         let report =
             compare(&CompareInput { labels, truth: &stage.truth, entropy: &evidence.entropy, structures: &[compared] });
         let truth = report.structures.into_iter().next()?;
-        let mut input = evidence.input(&stage.volume, labels, self.shapes, None);
+        let mut input = evidence.input(&stage.volume, labels, shapes, None);
         // A mask from elsewhere may be laid beside the model's own result.
-        input.second = (!made.result).then_some(&stage.found);
+        input.second = (!made.result && !stage.supposed).then_some(&stage.found);
         let structure = input.structures.iter().find(|s| s.label == label)?;
         let measured = measured(&input, structure, &edge_strengths(&input));
-        Some(StudyMask { subject: stage.subject, made, measured, truth })
+        Some(StudyMask { subject: stage.subject, made, supposed: stage.supposed, measured, truth })
     }
 }
 

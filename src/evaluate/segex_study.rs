@@ -113,7 +113,7 @@ pub fn calibration_of(masks: &[StudyMask], of: impl Fn(usize) -> bool) -> SegexC
     let own = || masks.iter().filter(|m| of(m.subject));
     let candidates: Vec<_> = own().filter_map(StudyMask::candidate).collect();
     // Every labelled mask stands among them once as it is.
-    let labelled = own().filter(|m| !m.made.result && m.made.damage.is_none()).count();
+    let labelled = own().filter(|m| !m.made.result && m.made.damage.is_none() && !m.supposed).count();
     SegexCalibration::fit(&candidates, labelled)
 }
 

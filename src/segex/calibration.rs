@@ -22,8 +22,9 @@ pub const CALIBRATION_VERSION: u32 = 2;
 pub const FEW_MASKS: usize = 20;
 /// Candidates below which a map is not fitted.
 const LEAST: usize = 24;
-/// Ridge penalty on standardised measurements, as a share of the candidates.
-const RIDGE: f64 = 0.1;
+/// Ridge penalties on standardised measurements and on their squares, as shares of the candidates. Squares help where many
+/// subjects bend the curve, and mislead where few do, so they pay more.
+const RIDGE: [f64; 2] = [0.1, 2.0];
 /// A rare grade weighs at most this much more than a common one.
 const MOST_WEIGHT: f64 = 4.0;
 /// Standard deviations beyond which a measurement counts no further, by itself and squared.
@@ -137,6 +138,20 @@ impl MapSet {
     fn standard(&self, features: &Features) -> Option<Vec<f64>> {
         let each = self.inputs.iter().zip(&self.mean).zip(&self.spread);
         each.map(|((f, m), s)| Some((f.of(features)? - f64::from(*m)) / f64::from(*s))).collect()
+    }
+
+    fn foretell(&self, z: &[f64]) -> Foretold {
+        let mut grades = [None; 8];
+        for map in &self.grades {
+            let index = map.index.of(z);
+            let passed = map.cuts.iter().filter(|c| index >= f64::from(**c)).count();
+            grades[map.criterion as usize] = Some(1 + passed as u8);
+        }
+        // Without passes there is nothing that could be stable.
+        if !self.inputs.contains(&Feature::Agreement) {
+            grades[Criterion::Stability as usize] = None;
+        }
+        Foretold { grades, score: self.score.score(z) }
     }
 }
 
@@ -274,17 +289,21 @@ impl SegexCalibration {
 }
 
 fn foretell(sets: &[MapSet], features: &Features) -> Option<Foretold> {
-    let (set, z) = sets.iter().find_map(|s| Some((s, s.standard(features)?)))?;
-    let mut grades = [None; 8];
-    for map in &set.grades {
-        let index = map.index.of(&z);
-        grades[map.criterion as usize] = Some(1 + map.cuts.iter().filter(|c| index >= f64::from(**c)).count() as u8);
+    let usable = || sets.iter().filter_map(|s| Some((s, s.standard(features)?)));
+    let (set, z) = usable().next()?;
+    let mut out = set.foretell(&z);
+    // Labelled slices that stand alone taught the first set nothing of what lies between slices: where the mask shows it, another
+    // set that knows of it says C6 and half of the score.
+    let knows = |s: &MapSet| s.inputs.contains(&Feature::NeighbourLoss);
+    if !knows(set)
+        && let Some((other, z)) = usable().find(|(s, _)| knows(s))
+    {
+        let further = other.foretell(&z);
+        let between = Criterion::BetweenSlices as usize;
+        out.grades[between] = further.grades[between];
+        out.score = (out.score + further.score) / 2.0;
     }
-    // Without passes there is nothing that could be stable.
-    if !set.inputs.contains(&Feature::Agreement) {
-        grades[Criterion::Stability as usize] = None;
-    }
-    Some(Foretold { grades, score: set.score.score(&z) })
+    Some(out)
 }
 
 fn fit_sets(candidates: &[&Candidate]) -> Vec<MapSet> {
@@ -343,7 +362,8 @@ fn fit_index(rows: &[Row], classes: &[u8], inputs: usize) -> Option<(Index, [f64
     let even = rows.len() as f64 / occurring;
     let weight: Vec<f64> = (0..=5).map(|g| (even / count(g)).clamp(1.0 / MOST_WEIGHT, MOST_WEIGHT)).collect();
     let weights: Vec<f64> = classes.iter().map(|c| weight[usize::from(*c).min(5)]).collect();
-    let (w, constant) = ridge(rows, &weights, RIDGE)?;
+    let penalties: Vec<f64> = RIDGE.iter().flat_map(|p| vec![*p; inputs]).collect();
+    let (w, constant) = ridge(rows, &weights, &penalties)?;
     let of = |x: &[f64]| constant + x.iter().zip(&w).map(|(x, w)| x * w).sum::<f64>();
     let mut sorted: Vec<(f64, f64, f64)> =
         rows.iter().zip(classes).zip(&weights).map(|((r, c), w)| (of(&r.0), f64::from(*c), *w)).collect();

@@ -3,8 +3,9 @@
 /// Inputs and the target.
 pub(super) type Row = (Vec<f64>, f64);
 
-/// Weighted ridge regression on standardised inputs: weights and constant for the inputs as they are.
-pub(super) fn ridge(rows: &[Row], weights: &[f64], penalty: f64) -> Option<(Vec<f64>, f64)> {
+/// Weighted ridge regression on standardised inputs: weights and constant for the inputs as they are. `penalties`, one for each
+/// input, are shares of the rows' weight.
+pub(super) fn ridge(rows: &[Row], weights: &[f64], penalties: &[f64]) -> Option<(Vec<f64>, f64)> {
     let n: f64 = weights.iter().sum();
     let d = rows.first()?.0.len();
     let mean_of = |f: &dyn Fn(&Row) -> f64| rows.iter().zip(weights).map(|(r, w)| w * f(r)).sum::<f64>() / n;
@@ -24,7 +25,7 @@ pub(super) fn ridge(rows: &[Row], weights: &[f64], penalty: f64) -> Option<(Vec<
         }
     }
     for (i, row) in a.iter_mut().enumerate() {
-        row[i] += penalty;
+        row[i] += penalties[i];
     }
     let beta = solve(a)?;
     let w: Vec<f64> = (0..d).map(|k| if sd[k] > 1e-9 { beta[k] / sd[k] } else { 0.0 }).collect();
@@ -97,12 +98,12 @@ mod tests {
     fn ridge_finds_a_line_and_ignores_what_never_changes() {
         let rows: Vec<Row> =
             (0..50).map(|i| (vec![f64::from(i), 7.0, f64::from(i * i % 11)], 3.0 + 0.5 * f64::from(i))).collect();
-        let (w, c) = ridge(&rows, &[1.0; 50], 1e-9).unwrap();
+        let (w, c) = ridge(&rows, &[1.0; 50], &[1e-9; 3]).unwrap();
         assert!((w[0] - 0.5).abs() < 1e-6 && w[1] == 0.0 && w[2].abs() < 1e-6 && (c - 3.0).abs() < 1e-5, "{w:?} {c}");
         // A penalty draws it towards the mean.
-        let (shrunk, _) = ridge(&rows, &[1.0; 50], 1.0).unwrap();
+        let (shrunk, _) = ridge(&rows, &[1.0; 50], &[1.0; 3]).unwrap();
         assert!(shrunk[0] > 0.0 && shrunk[0] < 0.3, "{shrunk:?}");
-        assert_eq!(ridge(&[], &[], 0.1), None);
+        assert_eq!(ridge(&[], &[], &[]), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::image::phantom::{Phantom, PhantomOptions};
 use crate::image::{LabelMap, Volume};
 use crate::labels::{LabelError, LabelImage};
 use crate::pipeline::{CropRule, LegView, leg_views};
-use crate::segex::{LegFrame, ShapeStatistics, shape};
+use crate::segex::{ShapeStatistics, shape};
 use crate::series::load_dir;
 use crate::terms::{Side, Task};
 
@@ -156,29 +156,49 @@ pub fn load_cases(
 /// # Errors
 /// [`DatasetError::Empty`] where there is none; otherwise as [`Case::views`].
 pub fn training_set(cases: &[Case], task: &Task, rule: CropRule, size: usize) -> Result<TrainingSet, DatasetError> {
-    let mut set = TrainingSet { samples: Vec::new(), volumes: 0, shapes: Vec::new() };
-    let mut shapes = vec![Vec::new(); task.structures.len()];
+    let all: Vec<&Case> = cases.iter().collect();
+    let mut set = TrainingSet { samples: Vec::new(), volumes: 0, shapes: shapes_of(&all, task, rule, size)? };
     for case in cases.iter().filter(|c| !c.train.is_empty()) {
         set.volumes += 1;
         let views = case.views(rule, size)?;
         for (l, view) in views.iter().enumerate().filter(|(l, _)| case.labelled(&views, *l)) {
             let truth = case.truth_of(&views, l);
-            let g = &case.volume.geometry;
-            let frame =
-                LegFrame { bounds: view.leg.bounds, flip: view.crop.flip, spacing: [g.spacing[0], g.spacing[1]] };
+            for &z in &case.train {
+                let plane = truth.plane(z);
+                set.samples.push(Sample { grey: view.grey(&case.volume, z), labels: view.crop.sample_labels(&plane) });
+            }
+        }
+    }
+    if set.samples.is_empty() { Err(DatasetError::Empty) } else { Ok(set) }
+}
+
+/// Shape of each structure over the labelled slices of some cases, for SegEx.
+///
+/// # Errors
+/// As [`Case::views`].
+pub fn shapes_of(
+    cases: &[&Case],
+    task: &Task,
+    rule: CropRule,
+    size: usize,
+) -> Result<Vec<ShapeStatistics>, DatasetError> {
+    let mut shapes = vec![Vec::new(); task.structures.len()];
+    for case in cases.iter().filter(|c| !c.train.is_empty()) {
+        let views = case.views(rule, size)?;
+        for (l, view) in views.iter().enumerate().filter(|(l, _)| case.labelled(&views, *l)) {
+            let truth = case.truth_of(&views, l);
+            let frame = view.frame(&case.volume.geometry);
             for &z in &case.train {
                 let plane = truth.plane(z);
                 for (k, all) in shapes.iter_mut().enumerate() {
                     let mask: Vec<bool> = plane.data.iter().map(|&v| usize::from(v) == k + 1).collect();
                     all.extend(shape(&mask, plane.width, [0, 0], &frame));
                 }
-                set.samples.push(Sample { grey: view.grey(&case.volume, z), labels: view.crop.sample_labels(&plane) });
             }
         }
     }
     let fits = task.structures.iter().zip(&shapes).filter_map(|(s, all)| ShapeStatistics::fit(&s.key, all));
-    set.shapes = fits.collect();
-    if set.samples.is_empty() { Err(DatasetError::Empty) } else { Ok(set) }
+    Ok(fits.collect())
 }
 
 fn images_of(folder: &Path) -> Result<(Volume, Option<Side>), String> {

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::grade::{folder_of, save};
 use crate::adapter::Adapter;
 use crate::cli::evaluate::base_weights;
-use crate::evaluate::{Arm, MaskMaker, Masks, SegexStudy, calibration_of, halves};
+use crate::evaluate::{Arm, MaskMaker, Masks, SegexStudy, Study, StudyMask, calibration_of, halves};
 use crate::model::weights::BaseWeights;
 use crate::pipeline::{EngineNetworks, Segmenter};
 use crate::segex::{Criterion, SegexCalibration};
@@ -30,6 +30,9 @@ pub(super) struct CalibrateArgs {
     /// Decides the damages that are done to the masks
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Write one line for each mask, its measurements and grades, as JSON lines (subjects by number)
+    #[arg(long, value_name = "FILE")]
+    masks: Option<PathBuf>,
     /// Base weights (safetensors); default: the cache, fetched once where empty
     #[arg(long)]
     weights: Option<PathBuf>,
@@ -80,7 +83,7 @@ impl Served {
         Ok(Served { adapter, segmenter })
     }
 
-    fn masks(&self, cases: &[Case], seed: u64, slices: impl Fn(&Case) -> &[usize]) -> anyhow::Result<Masks> {
+    fn masks(&self, cases: &[Case], seed: u64, study: Study) -> anyhow::Result<Masks> {
         let meta = &self.adapter.meta;
         let maker = MaskMaker {
             task: &meta.task,
@@ -91,7 +94,7 @@ impl Served {
             seed,
         };
         let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("masks {bar:30} {pos}/{len} {eta}")?);
-        let masks = maker.masks(cases, slices, &mut |done, total| {
+        let masks = maker.masks(cases, study, &mut |done, total| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
         })?;
@@ -101,12 +104,17 @@ impl Served {
 }
 
 pub(super) fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
-    folder_of(&args.out)?;
+    for path in [Some(&args.out), args.masks.as_ref()].into_iter().flatten() {
+        folder_of(path)?;
+    }
     let mut served = Served::load(&args.adapter, args.weights.as_deref())?;
     let manifest = Manifest::load(&args.manifest)?;
     let cases = load_cases(&manifest, &served.adapter.meta.task, |e| e.usage != Use::Test)?;
-    let masks = served.masks(&cases, args.seed, |c| &c.train)?;
+    let masks = served.masks(&cases, args.seed, Study::Calibration)?;
     ensure!(masks.labelled > 0, "the manifest's training slices show none of the adapter's structures");
+    if let Some(path) = &args.masks {
+        save(path, &lines(&masks)?)?;
+    }
     let calibration = calibration_of(&masks.masks, |_| true);
     ensure!(!calibration.sets.is_empty(), "too few labelled masks to calibrate on: label at least two slices whole");
     print!("{}", describe(&calibration));
@@ -145,8 +153,8 @@ pub(super) fn validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let labelled = load_cases(&manifest, task, |e| e.usage == Use::Train)?;
     let unseen = load_cases(&manifest, task, |e| e.usage == Use::Test)?;
     ensure!(unseen.len() >= 4, "grades are validated on `use = \"test\"` volumes; the manifest has {}", unseen.len());
-    let site = served.masks(&labelled, args.seed, |c| &c.train)?;
-    let masks = served.masks(&unseen, args.seed, |c| &c.test)?;
+    let site = served.masks(&labelled, args.seed, Study::Calibration)?;
+    let masks = served.masks(&unseen, args.seed, Study::Validation)?;
     let subjects: Vec<usize> = masks.masks.iter().map(|m| m.subject).collect();
     let [first, second] = halves(&subjects, args.seed);
     let fitted = [&first, &second].map(|half| calibration_of(&masks.masks, |s| half.contains(&s)));
@@ -189,24 +197,26 @@ pub(super) fn validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
         save(&out.with_added_extension("json"), &(serde_json::to_string_pretty(&study)? + "\n"))?;
     }
     if let Some(path) = &args.masks {
-        let lines: Result<String, serde_json::Error> = masks
-            .masks
-            .iter()
-            .map(|m| {
-                let line = serde_json::json!({
-                    "subject": m.subject,
-                    "structure": m.truth.structure.key,
-                    "result": m.made.result,
-                    "damage": m.made.damage,
-                    "features": m.measured.features(),
-                    "truth": Criterion::ALL.map(|c| m.truth.grade(c)),
-                    "score": m.truth.score,
-                    "verdict": m.truth.verdict,
-                });
-                Ok(serde_json::to_string(&line)? + "\n")
-            })
-            .collect();
-        save(path, &lines?)?;
+        save(path, &lines(&masks)?)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One line of JSON for each mask: its measurements, and what the truth says.
+fn lines(masks: &Masks) -> Result<String, serde_json::Error> {
+    let line = |m: &StudyMask| {
+        let line = serde_json::json!({
+            "subject": m.subject,
+            "structure": m.truth.structure.key,
+            "result": m.made.result,
+            "supposed": m.supposed,
+            "damage": m.made.damage,
+            "features": m.measured.features(),
+            "truth": Criterion::ALL.map(|c| m.truth.grade(c)),
+            "score": m.truth.score,
+            "verdict": m.truth.verdict,
+        });
+        Ok(serde_json::to_string(&line)? + "\n")
+    };
+    masks.masks.iter().map(line).collect()
 }
