@@ -1,7 +1,7 @@
 //! Scanside: a scanner-side appliance that segments MR series, grades its own result and returns both over DICOM.
 //!
 //! Rooms are layered; a lower room never imports a higher one. See ARCHITECTURE.md for the map.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 // Floor 0: plain values.

@@ -2,6 +2,8 @@
 
 pub mod cpu;
 mod tensor;
+#[allow(unsafe_code)]
+pub mod tensorrt;
 
 pub use tensor::Tensor;
 
