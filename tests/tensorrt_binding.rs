@@ -50,7 +50,7 @@ type Log = Arc<Mutex<Vec<(Severity, String)>>>;
 fn open(folder: &Path) -> (Result<Arc<Library>, TrtError>, Log) {
     let log: Log = Arc::default();
     let to = log.clone();
-    let search = Search { folder: Some(PathBuf::from(folder)), lean: false };
+    let search = Search { folder: Some(PathBuf::from(folder)), lean: false, rtx: false };
     (Library::open(&search, Arc::new(move |s, m| to.lock().unwrap().push((s, m.into())))), log)
 }
 

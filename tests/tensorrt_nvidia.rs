@@ -41,7 +41,7 @@ fn apart(test: &str, version: &str, body: impl FnOnce(PathBuf)) {
 fn meets(folder: PathBuf, major: u32, minor: u32) {
     let log: Arc<Mutex<Vec<(Severity, String)>>> = Arc::default();
     let to = log.clone();
-    let search = Search { folder: Some(folder), lean: true };
+    let search = Search { folder: Some(folder), lean: true, rtx: false };
     let library = Library::open(&search, Arc::new(move |s, m| to.lock().unwrap().push((s, m.into())))).unwrap();
     assert_eq!((library.version().major, library.version().minor, library.builds()), (major, minor, false));
     println!("{} is TensorRT {}", library.name(), library.version());

@@ -24,7 +24,7 @@ pub const FEW_MASKS: usize = 20;
 const LEAST: usize = 24;
 /// Ridge penalties on standardised measurements and on their squares, as shares of the candidates. Squares help where many
 /// subjects bend the curve, and mislead where few do, so they pay more.
-const RIDGE: [f64; 2] = [0.1, 2.0];
+const RIDGE: [f64; 2] = [0.1, 1.0];
 /// A rare grade weighs at most this much more than a common one.
 const MOST_WEIGHT: f64 = 4.0;
 /// Standard deviations beyond which a measurement counts no further, by itself and squared.
@@ -88,21 +88,15 @@ pub struct GradeMap {
     pub cuts: [f32; 4],
 }
 
-/// The score's map.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ScoreMap {
-    /// An index that foretells the truth's score.
-    pub index: Index,
-    /// Index at which the verdict rises to C, B and A.
-    pub cuts: [f32; 3],
-}
+/// Where the verdict rises to C, B and A in foretold scores; one scale for all sets, so that masks of different kinds can be ranked
+/// together.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerdictCuts(pub [f32; 3]);
 
-impl ScoreMap {
-    /// The score, 0 to 100: the index, stretched between the cuts so that they lie where the verdicts change.
-    fn score(&self, z: &[f64]) -> f64 {
-        let v = self.index.of(z);
-        let cuts = self.cuts.map(f64::from);
+impl VerdictCuts {
+    /// The score, 0 to 100: what was foretold, stretched between the cuts so that they lie where the verdicts change.
+    fn score(&self, v: f64) -> f64 {
+        let cuts = self.0.map(f64::from);
         let low = cuts[0].min(25.0) - 25.0;
         let high = cuts[2].max(90.0) + 10.0;
         let knots = [low, cuts[0], cuts[1], cuts[2], high];
@@ -130,8 +124,8 @@ pub struct MapSet {
     pub count: usize,
     /// The grades.
     pub grades: Vec<GradeMap>,
-    /// The score.
-    pub score: ScoreMap,
+    /// Foretells the truth's score.
+    pub score: Index,
 }
 
 impl MapSet {
@@ -151,7 +145,7 @@ impl MapSet {
         if !self.inputs.contains(&Feature::Agreement) {
             grades[Criterion::Stability as usize] = None;
         }
-        Foretold { grades, score: self.score.score(z) }
+        Foretold { grades, score: self.score.of(z) }
     }
 }
 
@@ -185,6 +179,8 @@ pub struct SegexCalibration {
     pub usable: Option<f64>,
     /// The maps; those of more measurements go first.
     pub sets: Vec<MapSet>,
+    /// Where the verdicts change.
+    pub verdicts: VerdictCuts,
 }
 
 /// The lists of measurements, the richest first.
@@ -216,6 +212,7 @@ impl SegexCalibration {
         subjects.sort_unstable();
         subjects.dedup();
         let all: Vec<&Candidate> = candidates.iter().collect();
+        let (sets, verdicts) = fit_all(&all);
         let mut out = SegexCalibration {
             version: CALIBRATION_VERSION,
             masks,
@@ -224,7 +221,8 @@ impl SegexCalibration {
             error: [None; 8],
             score_error: None,
             usable: None,
-            sets: fit_sets(&all),
+            sets,
+            verdicts,
         };
         if subjects.len() > 1 {
             let left_out: Vec<(&Candidate, Foretold)> = subjects
@@ -232,8 +230,9 @@ impl SegexCalibration {
                 .flat_map(|&s| {
                     let (own, others): (Vec<&Candidate>, Vec<&Candidate>) =
                         candidates.iter().partition(|c| c.subject == s);
-                    let sets = fit_sets(&others);
-                    own.into_iter().filter_map(|c| Some((c, foretell(&sets, &c.features)?))).collect::<Vec<_>>()
+                    let (sets, verdicts) = fit_all(&others);
+                    let told = |c: &Candidate| foretell(&sets, verdicts, &c.features);
+                    own.into_iter().filter_map(|c| Some((c, told(c)?))).collect::<Vec<_>>()
                 })
                 .collect();
             out.judge(&left_out);
@@ -254,7 +253,7 @@ impl SegexCalibration {
 
     /// Grades and score of a mask; none where no map fits what was measured.
     pub fn foretell(&self, features: &Features) -> Option<Foretold> {
-        foretell(&self.sets, features)
+        foretell(&self.sets, self.verdicts, features)
     }
 
     /// What a reader has to know of a calibration on few masks.
@@ -280,15 +279,21 @@ impl SegexCalibration {
             let n = s.inputs.len();
             let each = [&s.mean, &s.spread].iter().all(|v| v.len() == n && v.iter().all(|x| x.is_finite()));
             let grades = s.grades.iter().all(|g| whole(&g.index, n) && rising(&g.cuts));
-            let score = whole(&s.score.index, n) && rising(&s.score.cuts);
+            let score = whole(&s.score, n);
             n <= MOST && each && s.spread.iter().all(|x| *x > 0.0) && grades && s.grades.len() <= 8 && score
         };
-        let broken = self.sets.len() > MOST || !self.sets.iter().all(sound);
+        let broken = self.sets.len() > MOST || !self.sets.iter().all(sound) || !rising(&self.verdicts.0);
         broken.then(|| "SegEx calibration: a map of measurements is broken: calibrate again".into())
     }
 }
 
-fn foretell(sets: &[MapSet], features: &Features) -> Option<Foretold> {
+fn foretell(sets: &[MapSet], verdicts: VerdictCuts, features: &Features) -> Option<Foretold> {
+    let raw = raw(sets, features)?;
+    Some(Foretold { score: verdicts.score(raw.score), ..raw })
+}
+
+/// Grades, and the score before it is stretched.
+fn raw(sets: &[MapSet], features: &Features) -> Option<Foretold> {
     let usable = || sets.iter().filter_map(|s| Some((s, s.standard(features)?)));
     let (set, z) = usable().next()?;
     let mut out = set.foretell(&z);
@@ -306,8 +311,14 @@ fn foretell(sets: &[MapSet], features: &Features) -> Option<Foretold> {
     Some(out)
 }
 
-fn fit_sets(candidates: &[&Candidate]) -> Vec<MapSet> {
-    lists().into_iter().filter_map(|inputs| fit_set(inputs, candidates)).collect()
+fn fit_all(candidates: &[&Candidate]) -> (Vec<MapSet>, VerdictCuts) {
+    let sets: Vec<MapSet> = lists().into_iter().filter_map(|inputs| fit_set(inputs, candidates)).collect();
+    // Verdicts as classes 1 (D) to 4 (A).
+    let class = |c: &Candidate| 4 - c.verdict as u8;
+    let (scores, classes): (Vec<f64>, Vec<u8>) =
+        candidates.iter().filter_map(|c| Some((raw(&sets, &c.features)?.score, class(c)))).unzip();
+    let cuts = class_cuts(&scores, &classes, &even_weights(&classes));
+    (sets, VerdictCuts([cuts[0], cuts[1], cuts[2]].map(|c| c as f32)))
 }
 
 fn fit_set(inputs: Vec<Feature>, candidates: &[&Candidate]) -> Option<MapSet> {
@@ -345,9 +356,7 @@ fn fit_set(inputs: Vec<Feature>, candidates: &[&Candidate]) -> Option<MapSet> {
             Some(GradeMap { criterion, index, cuts: cuts.map(|c| c as f32) })
         })
         .collect();
-    // Classes of the verdict as grades 1 (D) to 4 (A).
-    let (index, cuts) = some(&|c| Some(c.score), &|c| Some(4 - c.verdict as u8))?;
-    let score = ScoreMap { index, cuts: [cuts[0], cuts[1], cuts[2]].map(|c| c as f32) };
+    let (score, _) = some(&|c| Some(c.score), &|c| Some(4 - c.verdict as u8))?;
     let stored = |v: &[f64]| v.iter().map(|x| *x as f32).collect();
     Some(MapSet { mean: stored(&mean), spread: stored(&spread), inputs, count: rows.len(), grades, score })
 }
@@ -357,20 +366,31 @@ fn fit_index(rows: &[Row], classes: &[u8], inputs: usize) -> Option<(Index, [f64
     if rows.len() < LEAST {
         return None;
     }
-    let count = |g: u8| classes.iter().filter(|c| **c == g).count().max(1) as f64;
-    let occurring = (1..=5).filter(|g| classes.contains(g)).count() as f64;
-    let even = rows.len() as f64 / occurring;
-    let weight: Vec<f64> = (0..=5).map(|g| (even / count(g)).clamp(1.0 / MOST_WEIGHT, MOST_WEIGHT)).collect();
-    let weights: Vec<f64> = classes.iter().map(|c| weight[usize::from(*c).min(5)]).collect();
+    let weights = even_weights(classes);
     let penalties: Vec<f64> = RIDGE.iter().flat_map(|p| vec![*p; inputs]).collect();
     let (w, constant) = ridge(rows, &weights, &penalties)?;
     let of = |x: &[f64]| constant + x.iter().zip(&w).map(|(x, w)| x * w).sum::<f64>();
-    let mut sorted: Vec<(f64, f64, f64)> =
-        rows.iter().zip(classes).zip(&weights).map(|((r, c), w)| (of(&r.0), f64::from(*c), *w)).collect();
-    sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let indices: Vec<f64> = rows.iter().map(|r| of(&r.0)).collect();
     let stored = |v: &[f64]| v.iter().map(|x| *x as f32).collect();
     let index = Index { weights: stored(&w[..inputs]), squares: stored(&w[inputs..]), constant: constant as f32 };
-    Some((index, cuts(&sorted)))
+    Some((index, class_cuts(&indices, classes, &weights)))
+}
+
+/// Weights by which every class that occurs counts alike in sum, up to [`MOST_WEIGHT`].
+fn even_weights(classes: &[u8]) -> Vec<f64> {
+    let count = |g: u8| classes.iter().filter(|c| **c == g).count().max(1) as f64;
+    let occurring = (1..=5).filter(|g| classes.contains(g)).count().max(1) as f64;
+    let even = classes.len() as f64 / occurring;
+    let weight: Vec<f64> = (0..=5).map(|g| (even / count(g)).clamp(1.0 / MOST_WEIGHT, MOST_WEIGHT)).collect();
+    classes.iter().map(|c| weight[usize::from(*c).min(5)]).collect()
+}
+
+/// Cuts of a number between classes 1 to 5.
+fn class_cuts(values: &[f64], classes: &[u8], weights: &[f64]) -> [f64; 4] {
+    let mut sorted: Vec<(f64, f64, f64)> =
+        values.iter().zip(classes).zip(weights).map(|((v, c), w)| (*v, f64::from(*c), *w)).collect();
+    sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
+    cuts(&sorted)
 }
 
 #[cfg(test)]
@@ -440,14 +460,15 @@ mod tests {
 
     #[test]
     fn the_score_changes_verdict_at_its_cuts() {
-        let map = |cuts| ScoreMap { index: Index { weights: vec![1.0], squares: vec![0.0], constant: 60.0 }, cuts };
-        let m = map([50.0, 58.0, 61.0]);
-        let at = |v: f64| m.score(&[v - 60.0]);
-        assert_eq!([56.5, 57.9, 58.0, 60.9, 61.0].map(|v| Verdict::of(at(v)) as usize), [2, 2, 1, 1, 0]);
-        assert!(at(59.0) < at(59.5) && at(64.0) < 100.0);
+        let m = VerdictCuts([50.0, 58.0, 61.0]);
+        let verdicts =
+            |m: VerdictCuts, at: &[f64]| -> Vec<Verdict> { at.iter().map(|v| Verdict::of(m.score(*v))).collect() };
+        use Verdict::{A, B, C, D};
+        assert_eq!(verdicts(m, &[-40.0, 49.9, 56.5, 57.9, 58.0, 60.9, 61.0, 300.0]), [D, D, C, C, B, B, A, A]);
+        assert!(m.score(59.0) < m.score(59.5) && m.score(64.0) < 100.0);
+        assert_eq!((m.score(-400.0), m.score(400.0)), (0.0, 100.0));
         // Without masks of a class its piece is empty.
-        let m = map([58.0, 58.0, 60.0]);
-        assert_eq!([57.9, 58.0, 60.0].map(|v| Verdict::of(m.score(&[v - 60.0])) as usize), [3, 1, 0]);
+        assert_eq!(verdicts(VerdictCuts([58.0, 58.0, 60.0]), &[57.9, 58.0, 60.0]), [D, B, A]);
     }
 
     #[test]
@@ -456,7 +477,7 @@ mod tests {
         let back: SegexCalibration = serde_json::from_str(&serde_json::to_string(&c).unwrap()).unwrap();
         assert_eq!(back.problem(), None);
         assert_eq!(back.sets, c.sets);
-        c.sets[0].score.index.weights.pop();
+        c.sets[0].score.weights.pop();
         assert!(c.problem().unwrap().contains("calibrate again"));
         assert!(SegexCalibration { version: 9, ..back }.problem().unwrap().contains("version 9"));
         assert!(SegexCalibration::fit(&[], 0).sets.is_empty());

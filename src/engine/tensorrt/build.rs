@@ -115,7 +115,7 @@ impl Builder {
     /// [`TrtError::Parse`] with the parser's errors, [`TrtError::Null`] and [`TrtError::Refused`] with the builder's words.
     pub fn build(&mut self, onnx: &[u8], options: &BuildOptions) -> Result<Plan, TrtError> {
         let library = self.object.library().clone();
-        let flags = Flags::of(library.version().major);
+        let flags = Flags::of(library.generation());
         // SAFETY: the signatures of the table; both calls return new objects or null.
         let (network, config) = unsafe {
             let network = call!(self.object, Method::BuilderNetwork, (flags.network; u32) => *mut c_void);
@@ -172,7 +172,7 @@ impl Builder {
                 let c = c_name(name)?;
                 for (select, shape) in shapes.iter().enumerate() {
                     let select = select as i32;
-                    let done = if library.version().major == 8 {
+                    let done = if library.generation() == 8 {
                         let dims = shape.narrow()?;
                         call!(profile, Method::ProfileSetDims, (c.as_ptr(); *const c_char), (select; i32), (dims; Dims32) => bool)
                     } else {
@@ -258,7 +258,7 @@ fn tensors(
             let tensor = call!(network, get, (i; i32) => *mut c_void);
             let tensor = Object::borrow(tensor, Form::Pair, "tensor", library)?;
             let pointer = call!(tensor, Method::TensorName => *const c_char);
-            let dims: Dims = if library.version().major == 8 {
+            let dims: Dims = if library.generation() == 8 {
                 call!(tensor, Method::TensorDims => Dims32).into()
             } else {
                 call!(tensor, Method::TensorDims => Dims64).into()

@@ -19,6 +19,8 @@ pub struct Search {
     pub folder: Option<PathBuf>,
     /// Take the lean runtime too, which deserializes version-compatible plans and cannot build.
     pub lean: bool,
+    /// Look for TensorRT-RTX instead. It has no kernels for a Jetson, but its parser and builder run without a GPU: a check of graphs.
+    pub rtx: bool,
 }
 
 impl Search {
@@ -27,7 +29,8 @@ impl Search {
             Some(folder) => folder.join(name).into_os_string(),
             None => name.into(),
         };
-        MAJORS.iter().map(|m| place(format!("{stem}.so.{m}"))).collect()
+        let majors: &[u32] = if self.rtx { &[1] } else { &MAJORS };
+        majors.iter().map(|m| place(format!("{stem}.so.{m}"))).collect()
     }
 }
 
@@ -64,8 +67,12 @@ impl Library {
     /// [`TrtError::Absent`] with what was tried, [`TrtError::Symbol`], [`TrtError::Number`], [`TrtError::Version`].
     pub fn open(search: &Search, sink: Sink) -> Result<Arc<Self>, TrtError> {
         let mut tried = Vec::new();
-        let stems = ["libnvinfer", "libnvinfer_lean"];
-        for stem in stems.iter().take(if search.lean { 2 } else { 1 }) {
+        let stems: &[&str] = match search {
+            Search { rtx: true, .. } => &["libtensorrt_rtx"],
+            Search { lean: true, .. } => &["libnvinfer", "libnvinfer_lean"],
+            _ => &["libnvinfer"],
+        };
+        for stem in stems {
             for candidate in search.candidates(stem) {
                 // SAFETY: loading runs the library's initialisers. It is found by TensorRT's own name, in a folder that the operator
                 // or the system's loader vouches for.
@@ -84,18 +91,24 @@ impl Library {
     fn checked(file: libloading::Library, name: String, search: &Search, sink: Sink) -> Result<Self, TrtError> {
         let version: extern "C" fn() -> i32 = symbol(&file, &name, "getInferLibVersion")?;
         let number = version();
-        let version = Version::from_int(number).ok_or_else(|| TrtError::Number { library: name.clone(), number })?;
-        let table = SlotTable::of(version)?;
+        let version = if search.rtx { Version::rtx_from_int(number) } else { Version::from_int(number) };
+        let version = version.ok_or_else(|| TrtError::Number { library: name.clone(), number })?;
+        let table = if search.rtx { SlotTable::rtx(version)? } else { SlotTable::of(version)? };
         // Every library that runs a plan has this one; a builder is in the full library alone.
         let _: extern "C" fn(*mut c_void, i32) -> *mut c_void = symbol(&file, &name, "createInferRuntime_INTERNAL")?;
         let builder = symbol::<extern "C" fn()>(&file, &name, "createInferBuilder_INTERNAL").is_ok();
-        let logger = Box::leak(Logger::new(version.major, sink));
+        let logger = Box::leak(Logger::new(table.generation(), sink));
         Ok(Library { logger, table, name, builder, file: ManuallyDrop::new(file), search: search.clone() })
     }
 
     /// Its version.
     pub fn version(&self) -> Version {
         self.table.version()
+    }
+
+    /// The major version whose interfaces it has: its own, or 11 for TensorRT-RTX.
+    pub(super) fn generation(&self) -> u32 {
+        self.table.generation()
     }
 
     /// Its file name, as it was opened.
@@ -127,7 +140,7 @@ impl Library {
 
     /// An entry point that takes a logger or an object, then a version: `create...(first, [logger,] version)`.
     pub(super) fn create(&self, name: &str, arguments: &[*mut c_void]) -> Result<*mut c_void, TrtError> {
-        let version = self.version().to_int();
+        let version = self.table.number();
         // SAFETY (of the signatures): `createInferRuntime_INTERNAL(logger, version)` and `createInferBuilder_INTERNAL` likewise,
         // `createInferRefitter_INTERNAL(engine, logger, version)`.
         self.words();
@@ -142,7 +155,8 @@ impl Library {
 
     /// A parser for a network, from the ONNX parser's library beside this one.
     pub(super) fn parser(&self, network: *mut c_void) -> Result<*mut c_void, TrtError> {
-        let name = format!("libnvonnxparser.so.{}", self.version().major);
+        let stem = if self.search.rtx { "libtensorrt_onnxparser_rtx" } else { "libnvonnxparser" };
+        let name = format!("{stem}.so.{}", self.version().major);
         let path = self.search.folder.as_ref().map_or_else(|| PathBuf::from(&name), |f| f.join(&name));
         // SAFETY: as in `open`.
         let file =

@@ -101,7 +101,7 @@ impl Runtime {
         // SAFETY: the signatures of the table: 8.6 has a third argument, a plugin factory that may be null. The plan lives during
         // the call, which copies what it keeps. It returns a new ICudaEngine or null.
         let object = unsafe {
-            let pointer = if library.version().major == 8 {
+            let pointer = if library.generation() == 8 {
                 call!(self.object, Method::RuntimeDeserialize, (blob; *const c_void), (plan.len(); usize),
                     (std::ptr::null_mut(); *mut c_void) => *mut c_void)
             } else {
@@ -196,7 +196,7 @@ impl Engine {
         // SAFETY: the signatures of the table: from 10 on it takes an allocation strategy, 0 is static. It returns a new
         // IExecutionContext or null.
         let object = unsafe {
-            let pointer = if library.version().major == 8 {
+            let pointer = if library.generation() == 8 {
                 call!(self.object, Method::EngineContext => *mut c_void)
             } else {
                 call!(self.object, Method::EngineContext, (0; i32) => *mut c_void)
@@ -214,7 +214,7 @@ impl Engine {
 unsafe fn shape_of(object: &Object, method: Method, name: &std::ffi::CStr) -> Result<Dims, TrtError> {
     // SAFETY: by the caller's word.
     unsafe {
-        Ok(if object.library().version().major == 8 {
+        Ok(if object.library().generation() == 8 {
             call!(object, method, (name.as_ptr(); *const c_char) => Dims32).into()
         } else {
             call!(object, method, (name.as_ptr(); *const c_char) => Dims64).into()
@@ -239,7 +239,7 @@ impl Context {
         library.words();
         // SAFETY: the signatures of the table; `Dims const&` is the address of one.
         let done = unsafe {
-            if library.version().major == 8 {
+            if library.generation() == 8 {
                 let dims = shape.narrow()?;
                 call!(self.object, Method::ContextSetShape, (c.as_ptr(); *const c_char), (&raw const dims; *const Dims32) => bool)
             } else {

@@ -40,6 +40,12 @@ impl Version {
         }
     }
 
+    /// As TensorRT-RTX gives it: 10701 is 1.7.1.
+    pub fn rtx_from_int(v: i32) -> Option<Self> {
+        let v = u32::try_from(v).ok().filter(|v| (10_000..100_000).contains(v))?;
+        Some(Version::new(v / 10_000, v / 100 % 100, v % 100))
+    }
+
     /// The number that an entry point is given: the version that the caller was made for.
     pub fn to_int(self) -> i32 {
         let v = if self.major < 10 {
@@ -145,6 +151,8 @@ methods! {
 #[derive(Clone, Debug)]
 pub struct SlotTable {
     version: Version,
+    generation: u32,
+    number: i32,
     slots: Vec<Option<usize>>,
 }
 
@@ -154,9 +162,34 @@ impl SlotTable {
     /// # Errors
     /// [`TrtError::Version`] for a version that no column describes.
     pub fn of(version: Version) -> Result<Self, TrtError> {
-        let column = version.column()?;
+        Ok(SlotTable::from_column(version, version.column()?, version.to_int()))
+    }
+
+    /// The table of a version of TensorRT-RTX: 1.7 has the interfaces of 11.
+    ///
+    /// # Errors
+    /// [`TrtError::Version`] for any other.
+    pub fn rtx(version: Version) -> Result<Self, TrtError> {
+        if (version.major, version.minor) != (1, 7) {
+            return Err(TrtError::Version { found: version });
+        }
+        let number = (version.major * 10_000 + version.minor * 100 + version.patch) as i32;
+        Ok(SlotTable::from_column(version, COLUMNS.len() - 1, number))
+    }
+
+    fn from_column(version: Version, column: usize, number: i32) -> Self {
         let slots = Method::ALL.iter().map(|m| slot(*m, column)).collect();
-        Ok(SlotTable { version, slots })
+        SlotTable { version, generation: COLUMNS[column].major, number, slots }
+    }
+
+    /// The major version whose interfaces these are.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The version as an entry point is given it.
+    pub fn number(&self) -> i32 {
+        self.number
     }
 
     /// The slot of a method.
