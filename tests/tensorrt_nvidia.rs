@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use scanside::engine::tensorrt::{Builder, CudaReady, Library, Runtime, Search, Severity, TrtError};
+use scanside::adapter::Adapter;
+use scanside::engine::tensorrt::{BuildOptions, Builder, CudaReady, Library, Runtime, Search, Severity, TrtError};
+use scanside::model::onnx::{emit_classifier, emit_decoder, emit_encoder};
 
 fn folder(version: &str) -> Option<PathBuf> {
     let root =
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".peers/nvidia").join(std::env::consts::ARCH).join(version);
     if root.join("done").exists() {
-        return Some(root.join("tensorrt_lean_libs"));
+        return Some(root.join(if version.starts_with("1.") { "tensorrt_rtx_libs" } else { "tensorrt_lean_libs" }));
     }
     assert!(
         std::env::var_os("SCANSIDE_REQUIRE_NVIDIA").is_none(),
@@ -71,4 +73,53 @@ fn nvidias_10_16_without_a_gpu() {
 #[test]
 fn nvidias_11_4_without_a_gpu() {
     apart("nvidias_11_4_without_a_gpu", "11.4.0.106", |f| meets(f, 11, 4));
+}
+
+/// TensorRT-RTX's builder needs no GPU. A wrong slot anywhere on the way from builder over network and parser to the plan would crash.
+#[test]
+fn nvidias_parser_and_builder_take_our_graphs() {
+    let test = "nvidias_parser_and_builder_take_our_graphs";
+    apart(test, "1.7.1.116", |folder| {
+        let base = scanside::model::weights::load_or_fetch(&mut |line| println!("{line}")).unwrap();
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("adapters/thigh-phantom.safetensors");
+        let adapter = Adapter::load(&path).unwrap();
+        let shapes = adapter.tensors.iter().map(|(n, t)| (n.clone(), t.shape.clone())).collect();
+        let size = adapter.meta.input_size;
+        let search = Search { folder: Some(folder), lean: false, rtx: true };
+        let library = Library::open(
+            &search,
+            Arc::new(|s, m| {
+                if s <= Severity::Warning {
+                    println!("{s:?}: {m}")
+                }
+            }),
+        )
+        .unwrap();
+        assert!(library.builds());
+        // SAFETY: TensorRT-RTX builds without CUDA; that is what it is here for.
+        let mut builder = Builder::new(&library, unsafe { CudaReady::assume() }).unwrap();
+        for graph in [
+            emit_classifier(&base, &shapes, size).unwrap(),
+            emit_decoder(&base, &shapes, size).unwrap(),
+            emit_encoder(&base, &shapes, size).unwrap(),
+        ] {
+            let plan = builder.build(&graph.onnx, &BuildOptions::default()).unwrap();
+            println!("{}: {} layers, a plan of {} KiB", graph.name, plan.layers, plan.plan.len() >> 10);
+            let mut wanted: Vec<(String, Vec<i64>)> = graph.inputs.iter().map(signed).collect();
+            wanted.extend(graph.adapter_inputs.iter().map(|(n, s)| signed(&(n.clone(), s.clone()))));
+            wanted.sort();
+            let mut found: Vec<(String, Vec<i64>)> =
+                plan.inputs.iter().map(|(n, d)| (n.clone(), d.0.clone())).collect();
+            found.sort();
+            assert_eq!(found, wanted, "{}", graph.name);
+            assert!(plan.layers > 5 && plan.plan.len() > 1000 && !plan.outputs.is_empty(), "{}", graph.name);
+        }
+        let e = builder.build(b"no graph at all", &BuildOptions::default()).map(|_| ()).unwrap_err();
+        assert!(matches!(&e, TrtError::Parse { errors } if !errors.is_empty()), "{e}");
+        println!("{e}");
+    });
+}
+
+fn signed((name, shape): &(String, Vec<usize>)) -> (String, Vec<i64>) {
+    (name.clone(), shape.iter().map(|d| *d as i64).collect())
 }
