@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 if [ "$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi
-packages="dcmtk orthanc orthanc-dicomweb dicom3tools python3-venv"
+packages="dcmtk orthanc orthanc-dicomweb dicom3tools python3-venv systemd"
 need=
 for p in $packages; do dpkg -s "$p" >/dev/null 2>&1 || need="$need $p"; done
 if [ -n "$need" ]; then

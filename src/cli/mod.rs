@@ -16,6 +16,7 @@ mod label_next;
 #[cfg(feature = "train")]
 mod labels;
 mod logging;
+mod notify;
 mod phantom;
 mod review;
 mod segex;

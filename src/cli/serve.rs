@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, notify};
 use crate::clock::Clock;
 use crate::daemon::{Daemon, Model};
 
@@ -26,8 +26,12 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
         let daemon = Daemon::start(config, model, Clock::System).await?;
         // For scripts that asked for port 0, and for people who look whether it is up.
         println!("ready on {}", daemon.local_addr());
+        notify::ready(&format!("listening on {}", daemon.local_addr()));
+        let life = tokio::spawn(notify::live(daemon.pulse(), daemon.store().clone()));
         stopped().await?;
         log::info!("stopping: what is not done stays in the queue");
+        notify::stopping();
+        life.abort();
         daemon.stop().await;
         anyhow::Ok(())
     })?;

@@ -14,6 +14,8 @@ use crate::store::{Received, StoreError, queue};
 
 /// Longest sleep between looks at the database, milliseconds.
 const LOOK_MS: i64 = 1_000;
+/// Longest that a look may take before the task counts as hung.
+const SILENCE: Duration = Duration::from_secs(120);
 /// Headers kept in memory while their series are open.
 const MAX_CACHED: usize = 20_000;
 
@@ -29,7 +31,9 @@ struct Memory {
 
 pub(super) fn run(shared: &Shared, mut events: Receiver<Received>, runtime: &Handle) {
     let mut memory = Memory::default();
+    let beat = shared.pulse.watch("assemble", SILENCE);
     while !shared.stopping() {
+        beat.beat();
         let wait = match look(shared, &mut memory) {
             Ok(next) => (next - shared.clock.now_ms()).clamp(20, LOOK_MS),
             Err(e) => {

@@ -10,6 +10,8 @@ use crate::store::queue::{self, Attempt, Delivery, back_off_ms};
 
 /// Objects per association.
 const BATCH: usize = 32;
+/// Longest that a batch may take before the task counts as hung; every step of an association has a timeout of its own.
+const SILENCE: Duration = Duration::from_secs(1800);
 /// Longest sleep between looks at the outbox.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -21,7 +23,9 @@ pub(super) fn run(shared: &Shared, index: usize) {
         address: archive.address.clone(),
         calling_ae: shared.config.station.ae_title.clone(),
     };
+    let beat = shared.pulse.watch(&format!("deliver to archive {}", index + 1), SILENCE);
     while !shared.stopping() {
+        beat.beat();
         match round(shared, &key, &target) {
             Ok(0) => shared.deliveries[index].wait(LOOK),
             Ok(_) => {}

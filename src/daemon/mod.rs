@@ -5,6 +5,7 @@ mod deliverer;
 pub mod drift;
 pub mod gate;
 mod model;
+mod pulse;
 mod results;
 mod retention;
 pub mod status;
@@ -23,6 +24,7 @@ use crate::dicom::net::scp::{Scp, ScpError, ScpOptions};
 use crate::store::{Spool, Store, StoreError};
 
 pub use model::{Model, ModelError};
+pub use pulse::Pulse;
 pub use results::{ResultFiles, grades, result_key, source_of, write_results};
 
 /// Why the daemon cannot start.
@@ -69,6 +71,8 @@ pub(crate) struct Shared {
     pub store: Store,
     pub model: Model,
     pub stop: AtomicBool,
+    /// Whether the tasks get on.
+    pub pulse: Pulse,
     /// A job may be waiting.
     pub jobs: Signal,
     /// A delivery may be waiting; one per archive.
@@ -150,6 +154,7 @@ impl Daemon {
             store,
             model,
             stop: AtomicBool::new(false),
+            pulse: Pulse::default(),
             jobs: Signal::default(),
             deliveries,
         });
@@ -180,6 +185,11 @@ impl Daemon {
     /// The state, for reading.
     pub fn store(&self) -> &Store {
         &self.shared.store
+    }
+
+    /// Whether its tasks make progress.
+    pub fn pulse(&self) -> Pulse {
+        self.shared.pulse.clone()
     }
 
     /// Takes no more associations, lets the objects under way be answered, and waits for the step in hand: what is not

@@ -6,10 +6,14 @@ use super::Shared;
 use crate::store::{StoreError, queue};
 
 const EVERY: Duration = Duration::from_secs(600);
+/// Longest that a sweep may take before the task counts as hung.
+const SILENCE: Duration = Duration::from_secs(600);
 
 pub(super) fn run(shared: &Shared) {
     let mut last: Option<Instant> = None;
+    let beat = shared.pulse.watch("retain", SILENCE);
     while !shared.stopping() {
+        beat.beat();
         if last.is_none_or(|l| l.elapsed() >= EVERY) {
             match sweep(shared) {
                 Ok(0) => {}

@@ -56,6 +56,22 @@ pub struct JobStatus {
     pub deliveries: Vec<Delivery>,
 }
 
+/// The state in one line, for `systemctl status`.
+///
+/// # Errors
+/// The database's.
+pub fn line(store: &Store) -> Result<String, StoreError> {
+    let open = store.with_conn(|c| instances::series(c, true))?.len();
+    let waiting = store.with_conn(|c| queue::waiting(c))?;
+    let outbox = store.with_conn(|c| queue::outbox_counts(c))?;
+    let count = |state: &str| outbox.iter().find(|(s, _)| s == state).map_or(0, |(_, n)| *n);
+    let failed = match count("failed") {
+        0 => String::new(),
+        n => format!(", {n} refused by the archive"),
+    };
+    Ok(format!("{open} series coming in, {waiting} jobs to do, {} objects to deliver{failed}", count("pending")))
+}
+
 impl Status {
     /// Reads the state.
     ///

@@ -24,6 +24,9 @@ const MAX_ERRORS: i64 = 4;
 /// fault, so this is generous.
 const MAX_ATTEMPTS: i64 = 40;
 const LOOK: Duration = Duration::from_secs(1);
+const TASK: &str = "work";
+/// Longest between two slices, or two steps, before the task counts as hung: the slowest step on the slowest engine takes a tenth.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// Why a job could not be done now.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +46,9 @@ enum Outcome {
 }
 
 pub(super) fn run(shared: &Shared) {
+    let beat = shared.pulse.watch(TASK, SILENCE);
     while !shared.stopping() {
+        beat.beat();
         let taken = shared.store.with_conn(|c| queue::take_job(c, shared.clock.now_ms()));
         let job = match taken {
             Ok(Some(job)) => job,
@@ -200,6 +205,7 @@ fn process(shared: &Shared, job: &Job, headers: &[InstanceHeader]) -> Result<Out
     let options = SegmentOptions { threads: shared.model.threads, ..SegmentOptions::default() };
     let hint = volume.header.laterality;
     let progress = |p: crate::pipeline::Progress| {
+        shared.pulse.beat(TASK);
         log::debug!("job {}: {} {}/{}", job.id, p.step, p.done, p.total);
     };
     match shared.model.segmenter.segment(&volume.volume, hint, &options, &progress) {

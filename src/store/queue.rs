@@ -465,6 +465,14 @@ pub fn forget_instance(conn: &mut Connection, id: i64) -> rusqlite::Result<()> {
     tx.commit()
 }
 
+/// Number of jobs that are not done.
+///
+/// # Errors
+/// The database's.
+pub fn waiting(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.query_row("SELECT count(*) FROM job WHERE state = 'pending'", [], |r| r.get(0))
+}
+
 /// Number of outbox rows by state.
 ///
 /// # Errors
