@@ -2,12 +2,14 @@
 //! and the lack of CUDA is an error and no crash. tests/setup-nvidia.sh fetches them; without them this test says SKIPPED.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use scanside::adapter::Adapter;
 use scanside::engine::tensorrt::{BuildOptions, Builder, CudaReady, Library, Runtime, Search, Severity, TrtError};
+use scanside::model::onnx::precision::{quantisable, to_half, to_int8};
 use scanside::model::onnx::{emit_classifier, emit_decoder, emit_encoder};
 
 fn folder(version: &str) -> Option<PathBuf> {
@@ -103,8 +105,20 @@ fn nvidias_parser_and_builder_take_our_graphs() {
             emit_decoder(&base, &shapes, size).unwrap(),
             emit_encoder(&base, &shapes, size).unwrap(),
         ] {
+            // Whether the parser takes the nodes does not depend on the ranges.
+            let ranges = quantisable(&graph.onnx).unwrap().into_iter().map(|q| (q.activation, 8.0)).collect();
+            let int8 = to_int8(&graph.onnx, &ranges, &BTreeSet::new()).unwrap();
+            for (precision, onnx) in [
+                ("fp16", to_half(&graph.onnx).unwrap()),
+                ("int8", int8.clone()),
+                ("int8 and fp16", to_half(&int8).unwrap()),
+            ] {
+                let plan = builder.build(&onnx, &BuildOptions::default()).unwrap();
+                println!("{} {precision}: {} layers, a plan of {} KiB", graph.name, plan.layers, plan.plan.len() >> 10);
+                assert!(plan.layers > 5 && !plan.outputs.is_empty(), "{} {precision}", graph.name);
+            }
             let plan = builder.build(&graph.onnx, &BuildOptions::default()).unwrap();
-            println!("{}: {} layers, a plan of {} KiB", graph.name, plan.layers, plan.plan.len() >> 10);
+            println!("{} fp32: {} layers, a plan of {} KiB", graph.name, plan.layers, plan.plan.len() >> 10);
             let mut wanted: Vec<(String, Vec<i64>)> = graph.inputs.iter().map(signed).collect();
             wanted.extend(graph.adapter_inputs.iter().map(|(n, s)| signed(&(n.clone(), s.clone()))));
             wanted.sort();

@@ -3,6 +3,7 @@
 //! Base weights are initializers, adapter tensors are graph inputs. The same input gives the same bytes.
 
 mod emitter;
+pub mod precision;
 pub mod proto;
 
 pub use emitter::{Emitter, Value};

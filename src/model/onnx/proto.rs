@@ -103,7 +103,7 @@ pub struct TensorProto {
     /// Shape.
     #[prost(int64, repeated, packed = "false", tag = "1")]
     pub dims: Vec<i64>,
-    /// 1 float, 7 64-bit integer.
+    /// One of the element types below.
     #[prost(int32, tag = "2")]
     pub data_type: i32,
     /// Name.
@@ -162,5 +162,9 @@ pub struct DimensionProto {
 
 /// Element type float.
 pub const FLOAT: i32 = 1;
+/// Element type signed byte.
+pub const INT8: i32 = 3;
 /// Element type 64-bit integer.
 pub const INT64: i32 = 7;
+/// Element type 16-bit float.
+pub const FLOAT16: i32 = 10;
