@@ -1,7 +1,7 @@
 //! The embedded CPU engine: rten.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rten::{Dimension, Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
 use rten_tensor::prelude::*;
@@ -20,7 +20,7 @@ pub struct CpuEngine {
     model: Model,
     inputs: Vec<Input>,
     outputs: Vec<NodeId>,
-    pool: Arc<ThreadPool>,
+    threads: usize,
 }
 
 struct Input {
@@ -30,8 +30,8 @@ struct Input {
 }
 
 impl CpuEngine {
-    /// Loads an ONNX graph with static shapes. `graph` names it in errors; `threads` 0 means one per core. Engines with
-    /// the same number of threads share them.
+    /// Loads an ONNX graph with static shapes. `graph` names it in errors; a run works with `threads` of them, 0 means one per
+    /// core. Runs at once have threads of their own.
     ///
     /// # Errors
     /// [`EngineError::Load`] when rten refuses the graph, or an input has no static shape.
@@ -52,7 +52,9 @@ impl CpuEngine {
             inputs.push(Input { name, node, shape });
         }
         let outputs = model.output_ids().to_vec();
-        Ok(CpuEngine { graph: graph.to_string(), model, inputs, outputs, pool: pool(threads) })
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if threads == 0 { cores } else { threads.min(cores) };
+        Ok(CpuEngine { graph: graph.to_string(), model, inputs, outputs, threads })
     }
 
     /// Names and shapes of the inputs, in the graph's order.
@@ -83,8 +85,10 @@ impl CpuEngine {
             let view = ValueView::from_shape(&tensor.shape[..], &tensor.data[..]).map_err(|e| self.failed(e))?;
             values.push((input.node, view.into()));
         }
-        let options = options.with_thread_pool(Some(self.pool.clone()));
-        let outputs = self.model.run(values, &self.outputs, Some(options)).map_err(|e| self.failed(e))?;
+        let outputs = with_pool(self.threads, |pool| {
+            self.model.run(values, &self.outputs, Some(options.with_thread_pool(Some(pool))))
+        });
+        let outputs = outputs.map_err(|e| self.failed(e))?;
         outputs.into_iter().map(|v| self.tensor(v)).collect()
     }
 
@@ -113,24 +117,43 @@ impl Engine for CpuEngine {
     }
 }
 
-/// The pool of so many threads, shared while anyone uses it.
-fn pool(threads: usize) -> Arc<ThreadPool> {
-    static POOLS: Mutex<Option<HashMap<usize, Weak<ThreadPool>>>> = Mutex::new(None);
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = if threads == 0 { cores } else { threads.min(cores) };
-    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
-    let pools = pools.get_or_insert_default();
-    if let Some(pool) = pools.get(&threads).and_then(Weak::upgrade) {
-        return pool;
-    }
-    let pool = Arc::new(ThreadPool::with_num_threads(threads));
-    pools.insert(threads, Arc::downgrade(&pool));
-    pool
+/// Threads that no run uses, by the number of them. rten runs a graph inside its pool, so two runs that shared one would wait for
+/// each other: every run under way has a pool of its own, and there are as many as there ever were runs at once.
+static IDLE: Mutex<BTreeMap<usize, Vec<Arc<ThreadPool>>>> = Mutex::new(BTreeMap::new());
+
+/// Calls with a pool of so many threads that is nobody else's meanwhile.
+fn with_pool<R>(threads: usize, run: impl FnOnce(Arc<ThreadPool>) -> R) -> R {
+    let idle = || IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let taken = idle().get_mut(&threads).and_then(Vec::pop);
+    let pool = taken.unwrap_or_else(|| Arc::new(ThreadPool::with_num_threads(threads)));
+    let result = run(pool.clone());
+    idle().entry(threads).or_default().push(pool);
+    result
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_at_once_have_threads_of_their_own() {
+        // Two runs that each wait for the other: with one pool of one thread they would wait for ever.
+        let meet = std::sync::Barrier::new(2);
+        let pools: Vec<usize> = std::thread::scope(|scope| {
+            let both = [0, 1].map(|_| {
+                scope.spawn(|| {
+                    with_pool(1, |pool| {
+                        pool.run(|| meet.wait());
+                        Arc::as_ptr(&pool) as usize
+                    })
+                })
+            });
+            both.map(|t| t.join().unwrap()).to_vec()
+        });
+        assert_ne!(pools[0], pools[1]);
+        // And the next one takes one that is idle.
+        assert!(with_pool(1, |pool| pools.contains(&(Arc::as_ptr(&pool) as usize))));
+    }
 
     #[test]
     fn what_is_no_graph_is_refused() {
