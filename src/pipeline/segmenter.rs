@@ -246,12 +246,14 @@ impl Segmenter {
                 &work,
                 options.threads,
                 |done| progress(Progress { step: "crops", done, total: items.len() }),
-                |&i| self.other_crops(volume, &views, items[i], &decoded[i].masks, &boxes[i]),
+                |&i| {
+                    let (l, z) = items[i];
+                    let masks = self.other_crops(volume, &views, (l, z), &decoded[i].masks, &boxes[i])?;
+                    let composed = compose(&views[l].crop, &masks, &present[i], allowed(volume, &views, l, z));
+                    Ok((masks, composed))
+                },
             )?;
-            for ((d, masks), (&(l, z), present)) in
-                decoded.iter_mut().zip(seen_otherwise).zip(items.iter().zip(&present))
-            {
-                let composed = compose(&views[l].crop, &masks, present, allowed(volume, &views, l, z));
+            for (d, (masks, composed)) in decoded.iter_mut().zip(seen_otherwise) {
                 (d.masks, d.labels, d.entropy) = (masks, composed.labels, composed.entropy);
             }
             clock.lap("crops");
@@ -400,7 +402,8 @@ impl Segmenter {
         let mut passes = Vec::with_capacity(options.passes + 1);
         // Before a second round, jittered boxes would only cost time.
         let whole = again.is_none() && asked.whole && asked.cam;
-        let jittered = if again.is_none() && asked.refine { 0 } else { options.passes };
+        let last = again.is_some() || !asked.refine;
+        let jittered = if last { options.passes } else { 0 };
         let count = jittered.max(usize::from(whole));
         for pass in 0..=count {
             let corners: Vec<[f32; 4]> = match pass {
@@ -415,7 +418,7 @@ impl Segmenter {
                     out.masks.len()
                 )));
             }
-            if options.passes > 0 {
+            if last && options.passes > 0 {
                 passes.push(compose(&view.crop, &out.masks, present, &allowed).labels);
             }
             match &mut sum {

@@ -141,7 +141,8 @@ fn settle(
         if let Ok(Inserted::New(id) | Inserted::Conflict(id)) = outcome {
             *synced_upto = (*synced_upto).max(id);
         }
-        let _ = pending.done.send(outcome.clone());
+        // Told before answered: whoever has the answer may rely on the event, and the end of an association
+        // never comes before its last object.
         if let Ok(row) = outcome {
             let i = &pending.instance;
             let (id, duplicate) = match row {
@@ -157,6 +158,7 @@ fn settle(
                 duplicate,
             });
         }
+        let _ = pending.done.send(outcome);
     }
 }
 
