@@ -10,7 +10,7 @@ use scanside::engine::Tensor;
 use scanside::model::weights::BaseWeights;
 use scanside::pipeline::CropRule;
 use scanside::terms::{Task, structure};
-use scanside::train::{Adapted, Case, Entry, Event, TrainSettings, Use, adapt};
+use scanside::train::{Adapted, Case, Device, Entry, Event, TrainSettings, Use, adapt};
 
 fn case(phantom: u64, slices: Vec<usize>) -> Entry {
     Entry {
@@ -47,10 +47,12 @@ fn a_kill_in_any_phase_changes_nothing() {
     let go = |checkpoint: Option<&Path>, stop: (&'static str, usize)| -> Option<Adapted> {
         let mut phase = "";
         catch_unwind(AssertUnwindSafe(|| {
-            adapt(base.tensors(), &task, &cases, CropRule::default(), &settings, checkpoint, &mut |e| match e {
-                Event::Phase(name) => phase = name,
-                Event::Step(p) => assert!((phase, p.step) != stop, "pulled the plug"),
-                _ => {}
+            adapt(base.tensors(), &task, &cases, CropRule::default(), &settings, Device::Cpu, checkpoint, &mut |e| {
+                match e {
+                    Event::Phase(name) => phase = name,
+                    Event::Step(p) => assert!((phase, p.step) != stop, "pulled the plug"),
+                    _ => {}
+                }
             })
             .unwrap()
         }))

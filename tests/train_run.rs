@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use scanside::image::Plane;
 use scanside::model::weights::BaseWeights;
-use scanside::train::{Material, Sample, TrainSettings, train};
+use scanside::train::{Device, Material, Sample, TrainSettings, train};
 
 fn samples() -> Vec<Sample> {
     (0..3)
@@ -36,7 +36,7 @@ fn an_interrupted_run_resumes_to_the_very_same_adapter() {
     let checkpoint = folder.path().join("run");
     let go = |checkpoint: Option<&std::path::Path>, stop: usize| {
         catch_unwind(AssertUnwindSafe(|| {
-            train(base.tensors(), &material(&samples()), &settings, checkpoint, &mut |p| {
+            train(base.tensors(), &material(&samples()), &settings, Device::Cpu, checkpoint, &mut |p| {
                 assert!(p.step < stop, "pulled the plug")
             })
         }))
@@ -44,13 +44,14 @@ fn an_interrupted_run_resumes_to_the_very_same_adapter() {
     let whole = go(None, usize::MAX).unwrap().unwrap();
     assert!(go(Some(&checkpoint), 53).is_err(), "the run was to be interrupted");
     let mut first = None;
-    let resumed = train(base.tensors(), &material(&samples()), &settings, Some(&checkpoint), &mut |p| {
+    let resumed = train(base.tensors(), &material(&samples()), &settings, Device::Cpu, Some(&checkpoint), &mut |p| {
         first.get_or_insert(p.step);
     })
     .unwrap();
     assert_eq!(first, Some(51), "it did not resume from its checkpoint");
     assert!(resumed == whole, "the resumed run differs");
     let other = TrainSettings { seed: 10, ..settings };
-    let refused = train(base.tensors(), &material(&samples()), &other, Some(&checkpoint), &mut |_| {}).unwrap_err();
+    let refused =
+        train(base.tensors(), &material(&samples()), &other, Device::Cpu, Some(&checkpoint), &mut |_| {}).unwrap_err();
     assert!(refused.to_string().contains("other settings"), "{refused}");
 }

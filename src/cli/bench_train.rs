@@ -1,5 +1,6 @@
 //! `scanside bench train-step`: one training step here and, where a Python with PyTorch is named, in PyTorch on the same architecture.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -10,9 +11,11 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::engine::Tensor;
-use crate::model::eager::{Adam, AdamConfig, Eager, ParamStore, Var};
+use crate::model::autograd::{Autograd, Learner};
+use crate::model::eager::{AdamConfig, EagerLearner};
 use crate::model::network;
 use crate::model::ops::Ops;
+use crate::train::{Device, parameters};
 
 /// What to measure.
 #[derive(Args, Debug, Clone)]
@@ -32,6 +35,9 @@ pub struct TrainStepArgs {
     /// Threads; 0 for one per core
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    /// Where to compute, PyTorch too: cpu, or cuda, cuda:1, ... (feature `cuda`)
+    #[arg(long, default_value_t)]
+    pub device: Device,
     /// Folder `mobile_sam` of MobileSAM's Python sources, to time PyTorch too
     #[arg(long, value_name = "DIR")]
     pub mobile_sam: Option<PathBuf>,
@@ -48,14 +54,12 @@ pub struct TrainStepArgs {
 pub struct StepTime {
     /// Median wall time of a step.
     pub seconds: f64,
-    /// Median wall time of encoding the image.
+    /// Median wall time of encoding the image; on a GPU, of asking for it.
     pub encode_seconds: f64,
-    /// Median wall time of classifier, decoder and losses.
+    /// Median wall time of classifier, decoder and losses; likewise.
     pub decode_seconds: f64,
-    /// Median wall time of the backward pass.
-    pub backward_seconds: f64,
-    /// Median wall time of the optimiser.
-    pub optimiser_seconds: f64,
+    /// Median wall time of the backward pass and the optimiser, to the last of it.
+    pub descend_seconds: f64,
     /// Fastest step.
     pub best_seconds: f64,
     /// Mean CPU time of a step over all threads, where the system tells.
@@ -66,13 +70,13 @@ pub struct StepTime {
 
 /// The network with random weights (times do not depend on them): base frozen, LoRA in every attention block of the
 /// encoder, prompt encoder, mask decoder, class tokens and classifier trainable.
-pub fn random_store(structures: usize, rank: usize) -> ParamStore {
+fn random_parameters(structures: usize, rank: usize) -> [BTreeMap<String, Tensor>; 2] {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let mut random = |shape: &[usize], k: f32| {
         let len = shape.iter().product();
         Tensor::new(shape, (0..len).map(|_| k * rng.random_range(-1.0f32..1.0)).collect())
     };
-    let mut store = ParamStore::new();
+    let (mut base, mut trainable) = (BTreeMap::new(), BTreeMap::new());
     for (name, shape) in network::expected_base_shapes() {
         let fan_in: usize = shape[1..].iter().product();
         let norm = shape.len() == 1 && name.ends_with("weight");
@@ -84,27 +88,27 @@ pub fn random_store(structures: usize, rank: usize) -> ParamStore {
             random(&shape, (3.0 / fan_in as f32).sqrt())
         };
         if name.starts_with("image_encoder.") || name.contains("gaussian_matrix") {
-            store.insert_frozen(name, tensor);
+            base.insert(name, tensor);
         } else {
-            store.insert_trainable(name, tensor);
+            trainable.insert(name, tensor);
         }
     }
     for target in network::lora_targets() {
         if target.name.starts_with("image_encoder.") && target.name.contains(".attn.") {
-            store.insert_trainable(format!("{}.lora_a", target.name), random(&[rank, target.inputs], 0.01));
-            store.insert_trainable(format!("{}.lora_b", target.name), random(&[target.outputs, rank], 0.01));
+            trainable.insert(format!("{}.lora_a", target.name), random(&[rank, target.inputs], 0.01));
+            trainable.insert(format!("{}.lora_b", target.name), random(&[target.outputs, rank], 0.01));
         }
     }
     let c = network::EMBED;
-    store.insert_trainable("class_tokens", random(&[structures, c], 1.0));
-    store.insert_trainable("classifier.fc1.weight", random(&[c, c], 0.05));
-    store.insert_trainable("classifier.fc1.bias", random(&[c], 0.05));
-    store.insert_trainable("classifier.fc2.weight", random(&[structures, c], 0.05));
-    store.insert_trainable("classifier.fc2.bias", random(&[structures], 0.05));
-    store
+    trainable.insert("class_tokens".into(), random(&[structures, c], 1.0));
+    trainable.insert("classifier.fc1.weight".into(), random(&[c, c], 0.05));
+    trainable.insert("classifier.fc1.bias".into(), random(&[c], 0.05));
+    trainable.insert("classifier.fc2.weight".into(), random(&[structures, c], 0.05));
+    trainable.insert("classifier.fc2.bias".into(), random(&[structures], 0.05));
+    [base, trainable]
 }
 
-/// Times training steps of this project's own interpreter in the current thread pool.
+/// Times training steps on the device asked for, on the CPU in the current thread pool.
 ///
 /// # Errors
 /// When the size does not fit the network or no step is asked for.
@@ -113,31 +117,41 @@ pub fn measure(args: &TrainStepArgs) -> anyhow::Result<StepTime> {
     if args.steps == 0 || args.structures == 0 || args.rank == 0 {
         bail!("steps, structures and rank must be at least 1");
     }
+    let [base, trainable] = random_parameters(args.structures, args.rank);
+    let config = AdamConfig::default();
+    #[cfg(feature = "cuda")]
+    if let Some(device) = args.device.torch() {
+        return timed(crate::model::torch::TorchLearner::new(device, &base, &trainable, config, &[], None)?, args);
+    }
+    timed(EagerLearner::new(parameters(&base, &trainable), config, Vec::new(), None)?, args)
+}
+
+fn timed<L: Learner>(mut learner: L, args: &TrainStepArgs) -> anyhow::Result<StepTime> {
     let (k, side) = (args.structures, args.size / 4);
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut uniform = |count: usize| (0..count).map(|_| rng.random::<f32>()).collect::<Vec<f32>>();
+    let e = learner.ops();
     let image = uniform(3 * args.size * args.size).into_iter().map(|v| 4.0 * v - 2.0).collect();
-    let image = Var::constant(&[1, 3, args.size, args.size], image);
+    let image = e.constant(&[1, 3, args.size, args.size], image);
     let boxes =
         uniform(2 * k).chunks(2).flat_map(|c| [c[0] / 2.0, c[1] / 2.0, c[0] / 2.0 + 0.33, c[1] / 2.0 + 0.33]).collect();
-    let boxes = Var::constant(&[k, 4], boxes);
+    let boxes = e.constant(&[k, 4], boxes);
     let mut coin = |count: usize| uniform(count).into_iter().map(f32::round).collect::<Vec<f32>>();
-    let present = Var::constant(&[1, k], coin(k));
-    let truth = Var::constant(&[k, 1, side, side], coin(k * side * side));
+    let present = e.constant(&[1, k], coin(k));
+    let truth = e.constant(&[k, 1, side, side], coin(k * side * side));
 
-    let mut e = Eager::new(random_store(k, args.rank));
-    let mut adam = Adam::new(AdamConfig::default());
-    let mut parts: [Vec<Duration>; 5] = Default::default();
+    let mut parts: [Vec<Duration>; 4] = Default::default();
     let mut cpu = None;
     for i in 0..args.steps + 3 {
         if i == 3 {
             cpu = cpu_time();
         }
         let start = Instant::now();
-        let f = network::encode(&e, &image);
+        let e = learner.ops();
+        let f = network::encode(e, &image);
         let encoded = start.elapsed();
-        let classes = network::classify(&e, &f).logits;
-        let masks = network::decode(&e, &f, &boxes, Some(&e.param("class_tokens"))).masks;
+        let classes = network::classify(e, &f).logits;
+        let masks = network::decode(e, &f, &boxes, Some(&e.param("class_tokens"))).masks;
         let p = e.sigmoid(&masks);
         let both = e.sum(&e.mul(&p, &truth), &[2, 3]);
         let either = e.add(&e.sum(&p, &[2, 3]), &e.sum(&truth, &[2, 3]));
@@ -145,31 +159,30 @@ pub fn measure(args: &TrainStepArgs) -> anyhow::Result<StepTime> {
         let loss = e.sub(&e.mean_all(&e.bce_with_logits(&classes, &present)), &e.scale(&e.mean_all(&dice), 0.8));
         let loss = e.add(&loss, &e.scale(&e.mean_all(&e.bce_with_logits(&masks, &truth)), 0.2));
         let decoded = start.elapsed();
-        let gradients = e.backward(&loss);
-        let back = start.elapsed();
-        adam.step(e.params_mut(), &gradients);
+        learner.descend(&loss, AdamConfig::default().lr, f32::INFINITY);
+        // Read as a training loop reads it; a GPU is waited for here.
+        let value = learner.ops().values(&loss);
         let all = start.elapsed();
-        if !loss.item().is_finite() {
+        if !value.iter().all(|v| v.is_finite()) {
             bail!("the loss is not finite at step {i}");
         }
         if i >= 3 {
-            for (part, took) in parts.iter_mut().zip([all, encoded, decoded - encoded, back - decoded, all - back]) {
+            for (part, took) in parts.iter_mut().zip([all, encoded, decoded - encoded, all - decoded]) {
                 part.push(took);
             }
         }
     }
     let cpu = cpu.zip(cpu_time()).map(|(from, to)| (to - from) / args.steps as f64);
     let best = parts[0].iter().min().copied().unwrap_or_default();
-    let [seconds, encode_seconds, decode_seconds, backward_seconds, optimiser_seconds] = parts.map(median);
+    let [seconds, encode_seconds, decode_seconds, descend_seconds] = parts.map(median);
     Ok(StepTime {
         seconds,
         encode_seconds,
         decode_seconds,
-        backward_seconds,
-        optimiser_seconds,
+        descend_seconds,
         best_seconds: best.as_secs_f64(),
         cpu_seconds: cpu,
-        trainable: e.params().trainable_len(),
+        trainable: learner.parameters().values().map(Tensor::len).sum(),
     })
 }
 
@@ -196,23 +209,23 @@ pub fn run(args: &TrainStepArgs) -> anyhow::Result<ExitCode> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads).build()?;
     let ours = pool.install(|| measure(args))?;
     println!(
-        "training step, {0}x{0}, {1} structures, rank {2}, {3} trainable values, {4} threads",
+        "training step on {5}, {0}x{0}, {1} structures, rank {2}, {3} trainable values, {4} threads",
         args.size,
         args.structures,
         args.rank,
         ours.trainable,
-        pool.current_num_threads()
+        pool.current_num_threads(),
+        args.device
     );
     let ms = |s: f64| s * 1e3;
     println!(
-        "scanside  median {:.1} ms  best {:.1} ms  cpu {}  (encode {:.1}, decode {:.1}, backward {:.1}, optimiser {:.1})",
+        "scanside  median {:.1} ms  best {:.1} ms  cpu {}  (encode {:.1}, decode {:.1}, descend {:.1})",
         ms(ours.seconds),
         ms(ours.best_seconds),
         ours.cpu_seconds.map_or("unknown".to_owned(), |c| format!("{:.1} ms", ms(c))),
         ms(ours.encode_seconds),
         ms(ours.decode_seconds),
-        ms(ours.backward_seconds),
-        ms(ours.optimiser_seconds),
+        ms(ours.descend_seconds),
     );
     let Some(sources) = &args.mobile_sam else { return Ok(ExitCode::SUCCESS) };
     let output = Command::new(&args.python)
@@ -221,6 +234,7 @@ pub fn run(args: &TrainStepArgs) -> anyhow::Result<ExitCode> {
         .args(["--threads", &pool.current_num_threads().to_string()])
         .args(["--size", &args.size.to_string(), "--structures", &args.structures.to_string()])
         .args(["--rank", &args.rank.to_string(), "--steps", &args.steps.to_string()])
+        .args(["--device", &args.device.to_string().replace("torch-", "")])
         .output()
         .with_context(|| format!("cannot run {}; name a Python with torch by --python", args.python.display()))?;
     if !output.status.success() {

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 
 use super::evaluate::base_weights;
 use crate::experiment::{Lab, Plan, Record, RunKey, Told, claim, records, report, tensors_path};
-use crate::train::{Event, PHASES};
+use crate::train::{Device, Event, PHASES};
 
 /// Run a plan of experiments; report on what was run.
 #[derive(Args, Debug)]
@@ -51,6 +51,9 @@ struct RunArgs {
     /// Stop before a run that begins later than this many minutes from now
     #[arg(long)]
     minutes: Option<f64>,
+    /// Where to compute: cpu, or cuda, cuda:1, ... (feature `cuda`)
+    #[arg(long, default_value_t)]
+    device: Device,
     /// Commit of the program, kept in the results
     #[arg(long, default_value = "unknown")]
     commit: String,
@@ -121,7 +124,7 @@ fn manifest(args: &ManifestArgs) -> anyhow::Result<ExitCode> {
     let base = base_weights(args.weights.as_deref())?;
     // Paths in a manifest are relative to the manifest, not to where this command was called.
     let subjects = std::path::absolute(&args.subjects).with_context(|| args.subjects.display().to_string())?;
-    let lab = Lab::new(&plan, &base, &subjects)?;
+    let lab = Lab::new(&plan, &base, &subjects, Device::Cpu)?;
     let key = RunKey { arm: arm.name.clone(), slices: args.slices, draw: args.draw };
     let settings = args
         .out
@@ -145,7 +148,7 @@ fn execute(args: &RunArgs) -> anyhow::Result<ExitCode> {
         ensure!(plan.arm.iter().any(|a| &a.name == name), "the plan has no arm {name}");
     }
     let base = base_weights(args.weights.as_deref())?;
-    let lab = Lab::new(&plan, &base, &args.subjects)?;
+    let lab = Lab::new(&plan, &base, &args.subjects, args.device)?;
     let (mine, shards) = args.shard;
     let keys: Vec<_> = plan
         .runs()

@@ -18,7 +18,7 @@ use crate::model::weights::BaseWeights;
 use crate::pipeline::CropRule;
 use crate::terms::{STRUCTURE_KEYS, Task, structure};
 use crate::train::{
-    Case, Event, Manifest, PHASES, Progress, TrainSettings, TrainingSet, Use, adapt, load_cases, reference,
+    Case, Device, Event, Manifest, PHASES, Progress, TrainSettings, TrainingSet, Use, adapt, load_cases, reference,
 };
 
 /// Train an adapter on labelled slices.
@@ -66,6 +66,9 @@ pub struct TrainArgs {
     /// Base weights (safetensors); default: the cache, fetched once where empty
     #[arg(long)]
     weights: Option<PathBuf>,
+    /// Where to train: cpu, or cuda, cuda:1, ... (feature `cuda`); the evaluation that follows is the CPU's
+    #[arg(long, default_value_t)]
+    device: Device,
     /// Do not evaluate the manifest's test volumes afterwards
     #[arg(long)]
     no_evaluation: bool,
@@ -111,7 +114,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let begin = Instant::now();
     let adapted = {
         let mut log = LossLog::open(&curve, resumed)?;
-        adapt(base.tensors(), &task, &cases, rule, &settings, Some(&checkpoint), &mut |e| log.hear(&e))?
+        adapt(base.tensors(), &task, &cases, rule, &settings, args.device, Some(&checkpoint), &mut |e| log.hear(&e))?
     };
     let (set, tensors) = (adapted.set, adapted.tensors);
     let mut adapter = adapter_of(args, &manifest, &task, &settings, &set, &base, rule, tensors)?;

@@ -26,6 +26,9 @@ pub struct Record {
     pub key: RunKey,
     /// What was trained.
     pub kind: Kind,
+    /// What trained and evaluated it: `cpu`, or a GPU.
+    #[serde(default = "cpu")]
+    pub device: String,
     /// Seed of the training.
     pub seed: u64,
     /// Commit of the program, as it was told.
@@ -48,6 +51,11 @@ pub struct Record {
     pub pseudo: usize,
     /// The figures.
     pub table: Table,
+}
+
+/// Results from before there was a choice.
+fn cpu() -> String {
+    "cpu".into()
 }
 
 impl Record {

@@ -277,26 +277,32 @@ fn bounds(plan: &Plan, records: &[Record]) -> String {
 
 fn costs(plan: &Plan, records: &[Record]) -> String {
     let mut out = String::from(
-        "## Cost\n\nWall time of training on the threads named, two runs side by side on two cores; peak memory of the process, \
-         evaluation included.\n\n| arm | slices | minutes | threads | peak MiB | trained values | share of the base | pseudo-labelled slices |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|\n",
+        "## Cost\n\nWall time of training; peak memory of the process, evaluation included. On the CPU each run had the threads named, two \
+         runs side by side on two cores; on the GPU many runs shared it, so that its minutes say what was paid and not what one run takes.\n\n\
+         | arm | slices | device | runs | minutes | threads | peak MiB | trained values | share of the base | pseudo-labelled slices |\n\
+         |---|---:|---|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for arm in plan.arm.iter().filter(|a| a.tensors_of.is_none()) {
         for (n, _) in counts(arm) {
-            let rs = of(records, &arm.name, n);
-            let Some(last) = rs.last() else { continue };
-            let m = |f: &dyn Fn(&Record) -> f64| rs.iter().map(|r| f(r)).sum::<f64>() / rs.len() as f64;
-            let _ = writeln!(
-                out,
-                "| {} | {n} | {:.1} | {} | {:.0} | {} | {:.1} % | {:.0} |",
-                arm.name,
-                m(&|r| r.train_seconds / 60.0),
-                last.threads,
-                rs.iter().map(|r| r.peak_mib).fold(0.0, f64::max),
-                last.parameters,
-                100.0 * last.share,
-                m(&|r| r.pseudo as f64)
-            );
+            let all = of(records, &arm.name, n);
+            let devices: BTreeSet<&str> = all.iter().map(|r| r.device.as_str()).collect();
+            for device in devices {
+                let rs: Vec<&Record> = all.iter().copied().filter(|r| r.device == device).collect();
+                let Some(last) = rs.last() else { continue };
+                let m = |f: &dyn Fn(&Record) -> f64| rs.iter().map(|r| f(r)).sum::<f64>() / rs.len() as f64;
+                let _ = writeln!(
+                    out,
+                    "| {} | {n} | {device} | {} | {:.1} | {} | {:.0} | {} | {:.1} % | {:.0} |",
+                    arm.name,
+                    rs.len(),
+                    m(&|r| r.train_seconds / 60.0),
+                    last.threads,
+                    rs.iter().map(|r| r.peak_mib).fold(0.0, f64::max),
+                    last.parameters,
+                    100.0 * last.share,
+                    m(&|r| r.pseudo as f64)
+                );
+            }
         }
     }
     out
@@ -328,9 +334,11 @@ fn curve(plan: &Plan, records: &[Record]) -> String {
     .svg()
 }
 
-/// Quality over the minutes that training took, a point for each arm of the curve, on the fewest slices; draws that all of
+/// Quality over the minutes that training took on the CPU, a point for each arm of the curve, on the fewest slices; draws that all of
 /// those arms have.
 fn over_time(plan: &Plan, records: &[Record]) -> String {
+    let records: Vec<Record> = records.iter().filter(|r| r.device == "cpu").cloned().collect();
+    let records = &records[..];
     let arms: Vec<(&Arm, usize)> =
         plan.arm.iter().filter(|a| a.time).filter_map(|a| Some((a, counts(a).first()?.0))).collect();
     let drawn = |a: &Arm, n: usize| of(records, &a.name, n).iter().map(|r| r.key.draw).collect::<BTreeSet<usize>>();

@@ -15,7 +15,7 @@ use crate::model::weights::{BaseWeights, from_safetensors, to_safetensors};
 use crate::pipeline::{CropRule, ModelInfo, Networks, PipelineError, Prompting, SegmentOptions, Segmenter};
 use crate::terms::Task;
 use crate::train::{
-    AdaptError, Case, DatasetError, EagerNetworks, Entry, Event, Manifest, TrainSettings, Use, adapt, networks_of,
+    AdaptError, Case, DatasetError, Device, EagerNetworks, Entry, Event, Manifest, TrainSettings, Use, adapt,
 };
 
 /// Input size of the zero-shot base.
@@ -66,6 +66,7 @@ pub struct Lab<'a> {
     plan: &'a Plan,
     task: Task,
     base: &'a BaseWeights,
+    device: Device,
     subjects: Vec<PathBuf>,
     split: Split,
 }
@@ -75,7 +76,7 @@ impl<'a> Lab<'a> {
     ///
     /// # Errors
     /// [`ExperimentError`] where there are too few subjects.
-    pub fn new(plan: &'a Plan, base: &'a BaseWeights, folder: &Path) -> Result<Self, ExperimentError> {
+    pub fn new(plan: &'a Plan, base: &'a BaseWeights, folder: &Path, device: Device) -> Result<Self, ExperimentError> {
         let io = |problem: String| ExperimentError::Io { path: folder.into(), problem };
         let mut subjects = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(|e| io(e.to_string()))? {
@@ -94,7 +95,7 @@ impl<'a> Lab<'a> {
         }
         let split = Split::new(subjects.len(), plan.test, plan.seed);
         let task = plan.task().map_err(ExperimentError::Plan)?;
-        Ok(Lab { plan, task, base, subjects, split })
+        Ok(Lab { plan, task, base, device, subjects, split })
     }
 
     fn entry(&self, subject: usize, usage: Use, slices: Option<Vec<usize>>) -> Entry {
@@ -196,6 +197,7 @@ impl<'a> Lab<'a> {
                 &cases,
                 CropRule::default(),
                 &settings,
+                self.device,
                 Some(&checkpoint),
                 &mut |e| {
                     tell(Told::Training(e));
@@ -217,6 +219,7 @@ impl<'a> Lab<'a> {
         Ok(Record {
             key: key.clone(),
             kind: arm.kind,
+            device: self.device.to_string(),
             seed: settings.seed,
             commit: commit.into(),
             settings_sha256: settings.sha256(),
@@ -250,8 +253,8 @@ impl<'a> Lab<'a> {
             (_, true) => &[Prompt::Automatic, Prompt::PromptFree, Prompt::TrueBox],
             (_, false) => &[Prompt::Automatic],
         };
-        let networks = networks_of(self.base.tensors(), tensors, settings.input_size);
-        let direct = networks_of(self.base.tensors(), tensors, settings.input_size);
+        let networks = self.device.networks_of(self.base.tensors(), tensors, settings.input_size);
+        let direct = self.device.networks_of(self.base.tensors(), tensors, settings.input_size);
         let options = SegmentOptions { passes: 1, ..SegmentOptions::default() };
         let outcomes = if arm.kind == Kind::ZeroShot {
             // Nothing is segmented automatically: any network of the right width stands in.

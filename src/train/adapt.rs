@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::calibrate::calibrate;
 use super::dataset::{Case, TrainingSet, training_set};
+use super::device::Device;
 use super::manifest::DatasetError;
 use super::pseudo::{PseudoRule, pseudo_labels};
 use super::run::{Material, Progress, TrainError, train};
 use super::settings::{Feedback, TrainSettings};
-use crate::engine::Tensor;
+use crate::engine::{EngineError, Tensor};
 use crate::pipeline::{CropRule, PipelineError, Prompting};
 use crate::terms::Task;
 
@@ -28,6 +29,9 @@ pub enum AdaptError {
     /// The teacher could not run.
     #[error("pseudo-labels: {0}")]
     Teacher(#[from] PipelineError),
+    /// The network while its presence is calibrated.
+    #[error(transparent)]
+    Network(#[from] EngineError),
 }
 
 /// What an adaptation tells while it runs.
@@ -65,6 +69,7 @@ pub fn adapt(
     cases: &[Case],
     rule: CropRule,
     settings: &TrainSettings,
+    device: Device,
     checkpoint: Option<&Path>,
     tell: &mut dyn FnMut(Event),
 ) -> Result<Adapted, AdaptError> {
@@ -78,12 +83,13 @@ pub fn adapt(
             TrainSettings { steps: settings.coarse_steps, input_size: settings.coarse_size, ..settings.clone() };
         let coarse = training_set(cases, task, rule, phase.input_size)?;
         let material = Material { structures, labelled: &coarse.samples, pseudo: &[], start: None };
-        start = Some(train(base, &material, &phase, file("coarse").as_deref(), &mut |p| tell(Event::Step(*p)))?);
+        start =
+            Some(train(base, &material, &phase, device, file("coarse").as_deref(), &mut |p| tell(Event::Step(*p)))?);
     }
     tell(Event::Phase("fine"));
     let material = Material { structures, labelled: &set.samples, pseudo: &[], start: start.as_ref() };
     let phase = TrainSettings { steps: settings.steps_for(set.samples.len()), ..settings.clone() };
-    let mut tensors = train(base, &material, &phase, file("fine").as_deref(), &mut |p| tell(Event::Step(*p)))?;
+    let mut tensors = train(base, &material, &phase, device, file("fine").as_deref(), &mut |p| tell(Event::Step(*p)))?;
     let mut pseudo = Vec::new();
     if settings.pseudo_steps > 0 && cases.iter().any(|c| !c.unlabelled.is_empty()) {
         tell(Event::Phase("pseudo-labels"));
@@ -99,18 +105,18 @@ pub fn adapt(
             most_doubtful: 0.5,
         };
         let mut teacher = tensors.clone();
-        calibrate(base, &mut teacher, &set.samples, settings);
-        pseudo = pseudo_labels(base, &teacher, task, cases, &rule, &mut |a, b| tell(Event::Labelling(a, b)))?;
+        calibrate(base, &mut teacher, &set.samples, settings, device)?;
+        pseudo = pseudo_labels(base, &teacher, task, cases, &rule, device, &mut |a, b| tell(Event::Labelling(a, b)))?;
         tell(Event::Kept(pseudo.len()));
         tell(Event::Phase("pseudo"));
         let phase =
             TrainSettings { steps: settings.pseudo_steps, lr: settings.lr * settings.pseudo_lr, ..settings.clone() };
         let material = Material { structures, labelled: &set.samples, pseudo: &pseudo, start: Some(&tensors) };
-        tensors = train(base, &material, &phase, file("pseudo").as_deref(), &mut |p| tell(Event::Step(*p)))?;
+        tensors = train(base, &material, &phase, device, file("pseudo").as_deref(), &mut |p| tell(Event::Step(*p)))?;
     }
     if settings.feedback != Feedback::TrainAndTest {
         tensors.retain(|name, _| !name.starts_with("feedback."));
     }
-    calibrate(base, &mut tensors, &set.samples, settings);
+    calibrate(base, &mut tensors, &set.samples, settings, device)?;
     Ok(Adapted { tensors, set, pseudo: pseudo.len() })
 }

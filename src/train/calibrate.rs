@@ -8,13 +8,11 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::init::parameters;
+use super::device::Device;
 use super::sample::{Sample, augment};
 use super::settings::TrainSettings;
 use super::step::PRESENT;
-use crate::engine::Tensor;
-use crate::model::eager::{Eager, Var};
-use crate::model::network::{classify, encode};
+use crate::engine::{EngineError, Tensor};
 use crate::pipeline::to_input;
 
 /// Most slices that are looked at, variations included.
@@ -22,18 +20,23 @@ const MOST: usize = 60;
 /// Variations of each slice besides itself.
 const VARIATIONS: usize = 3;
 
-/// Moves `classifier.fc2.bias` so that each structure's border between absent and present lies at logit 0.
+/// Moves `classifier.fc2.bias` so that each structure's border between absent and present lies at logit 0, as the network serves:
+/// after gradient feedback where the adapter has it.
+///
+/// # Errors
+/// [`EngineError`] as the network's interpreter says.
 pub fn calibrate(
     base: &BTreeMap<String, Tensor>,
     adapter: &mut BTreeMap<String, Tensor>,
     samples: &[Sample],
     settings: &TrainSettings,
-) {
+    device: Device,
+) -> Result<(), EngineError> {
     // A U-Net has no classifier.
     if !adapter.contains_key("classifier.fc2.bias") {
-        return;
+        return Ok(());
     }
-    let eager = Eager::new(parameters(base, adapter));
+    let networks = device.networks_of(base, adapter, settings.input_size);
     let count = adapter.get("class_tokens").map_or(0, |t| t.shape[0]);
     let mut present = vec![Vec::new(); count];
     let mut absent = vec![Vec::new(); count];
@@ -46,10 +49,8 @@ pub fn calibrate(
                 let seed = settings.seed ^ ((i * (VARIATIONS + 1) + v) as u64) << 20;
                 augment(sample, &settings.augmentation, &mut ChaCha8Rng::seed_from_u64(seed))
             };
-            let image = to_input(&seen.grey);
-            let logits =
-                eager.no_grad(|e| classify(e, &encode(e, &Var::constant(&image.shape, image.data))).logits.to_tensor());
-            for (k, &logit) in logits.data.iter().enumerate() {
+            let logits = networks.classify(&networks.encode(&to_input(&seen.grey))?)?.logits;
+            for (k, &logit) in logits.iter().enumerate() {
                 let n = seen.labels.data.iter().filter(|&&l| usize::from(l) == k + 1).count();
                 // A sliver is neither.
                 if n >= PRESENT {
@@ -65,6 +66,7 @@ pub fn calibrate(
             *b -= border(&mut present[k], &mut absent[k]);
         }
     }
+    Ok(())
 }
 
 /// The logit between absent and present: with both, the middle of the widest gap among those cuts that err least (both

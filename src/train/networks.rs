@@ -4,89 +4,86 @@
 use std::collections::BTreeMap;
 
 use super::init::parameters;
-use super::unet::UnetNetworks;
 use crate::engine::{EngineError, EngineIdentity, Tensor};
 use crate::image::Plane;
-use crate::model::eager::{Eager, Var};
+use crate::model::autograd::Autograd;
+use crate::model::eager::Eager;
 use crate::model::network::{classify, decode, encode, feedback, normalised};
-use crate::model::ops::Ops;
 use crate::pipeline::{ClassifierOutput, DecoderOutput, Networks, PromptRule, cam_box, planes};
 
 const NAME: &str = "eager";
 
-/// The trained network as the pipeline calls it: the adapted base, or the U-Net where the tensors are one's.
-pub fn networks_of(
-    base: &BTreeMap<String, Tensor>,
-    tensors: &BTreeMap<String, Tensor>,
-    size: usize,
-) -> Box<dyn Networks> {
-    if tensors.contains_key("unet.head.weight") {
-        Box::new(UnetNetworks::new(tensors, size))
-    } else {
-        Box::new(EagerNetworks::new(base, tensors, size))
-    }
-}
-
-/// Base and adapter in the eager interpreter.
-pub struct EagerNetworks {
-    eager: Eager,
+/// Base and adapter in an interpreter.
+pub struct TrainedNetworks<A> {
+    ops: A,
     size: usize,
     structures: usize,
 }
 
+/// Base and adapter in the eager interpreter.
+pub type EagerNetworks = TrainedNetworks<Eager>;
+
 impl EagerNetworks {
     /// The network with an adapter's tensors, which must have passed [`crate::adapter::Adapter::check`].
     pub fn new(base: &BTreeMap<String, Tensor>, adapter: &BTreeMap<String, Tensor>, size: usize) -> Self {
-        let structures = adapter.get("class_tokens").map_or(0, |t| t.shape[0]);
-        EagerNetworks { eager: Eager::new(parameters(base, adapter)), size, structures }
+        Self::over(Eager::new(parameters(base, adapter)), adapter, size)
+    }
+
+    /// The base alone: [`TrainedNetworks::zero_shot`] decodes, nothing classifies.
+    pub fn base(base: &BTreeMap<String, Tensor>, size: usize) -> Self {
+        Self::new(base, &BTreeMap::new(), size)
+    }
+}
+
+impl<A: Autograd> TrainedNetworks<A> {
+    /// Over an interpreter that holds base and adapter.
+    pub(super) fn over(ops: A, adapter: &BTreeMap<String, Tensor>, size: usize) -> Self {
+        TrainedNetworks { ops, size, structures: adapter.get("class_tokens").map_or(0, |t| t.shape[0]) }
     }
 
     /// Gradient feedback without truth: the surrogate loss is one minus the Dice of each mask with itself above its threshold.
-    fn fed_back(&self, embedding: &Var, cam: &Var) -> Result<Var, EngineError> {
-        let e = &self.eager;
-        let cams = planes(&cam.to_tensor(), self.structures, NAME, "classifier")?;
+    fn fed_back(&self, embedding: &A::T, cam: &A::T) -> Result<A::T, EngineError> {
+        let e = &self.ops;
+        let cams = planes(&e.to_tensor(cam), self.structures, NAME, "classifier")?;
         let boxes: Vec<[f32; 4]> = cams.iter().map(|c| cam_box(c, &PromptRule::default()).corners).collect();
-        let leaf = embedding.as_leaf();
-        let masks = decode(e, &leaf, &corners(&boxes), Some(&e.param("class_tokens"))).masks;
-        let n = masks.data().len() / self.structures.max(1);
+        let leaf = e.as_leaf(embedding);
+        let masks = decode(e, &leaf, &corners(e, &boxes), Some(&e.param("class_tokens"))).masks;
+        let n = e.shape(&masks).iter().product::<usize>() / self.structures.max(1);
         let p = e.reshape(&e.sigmoid(&masks), &[self.structures, n]);
-        let hard = p.data().iter().map(|&v| f32::from(u8::from(v > 0.5))).collect();
-        let hard = Var::constant(&[self.structures, n], hard);
+        let hard = e.step(&e.offset(&p, -0.5));
         let both = e.sum(&e.mul(&p, &hard), &[1]);
         let sum = e.add(&e.sum(&p, &[1]), &e.sum(&hard, &[1]));
         let dice = e.div(&e.offset(&e.scale(&both, 2.0), 1.0), &e.offset(&sum, 1.0));
         let loss = e.offset(&e.scale(&e.mean_all(&dice), -1.0), 1.0);
         Ok(match e.backward_to(&loss, &[&leaf]).into_iter().next().flatten() {
-            Some(g) => e.no_grad(|e| feedback(e, embedding, &Var::constant(embedding.shape(), normalised(g.data())))),
+            Some(g) => e.no_grad(|e| {
+                let asked = e.constant(&e.shape(embedding), normalised(&e.values(&g)));
+                feedback(e, embedding, &asked)
+            }),
             None => embedding.clone(),
         })
     }
 
-    /// The base alone: [`EagerNetworks::zero_shot`] decodes, nothing classifies.
-    pub fn base(base: &BTreeMap<String, Tensor>, size: usize) -> Self {
-        Self::new(base, &BTreeMap::new(), size)
-    }
-
     /// Upstream SAM's own decoding of boxes, `[h, w]` logits for each.
     pub fn zero_shot(&self, embedding: &Tensor, boxes: &[[f32; 4]]) -> Vec<Plane<f32>> {
-        self.eager.no_grad(|e| {
-            let decoded = decode(e, &constant(embedding), &corners(boxes), None);
-            let s = decoded.masks.shape();
+        self.ops.no_grad(|e| {
+            let decoded = decode(e, &constant(e, embedding), &corners(e, boxes), None);
+            let s = e.shape(&decoded.masks);
             let (h, w) = (s[2], s[3]);
-            decoded.masks.data().chunks(h * w).map(|c| Plane { width: w, height: h, data: c.to_vec() }).collect()
+            e.values(&decoded.masks).chunks(h * w).map(|c| Plane { width: w, height: h, data: c.to_vec() }).collect()
         })
     }
 }
 
-fn constant(t: &Tensor) -> Var {
-    Var::constant(&t.shape, t.data.clone())
+fn constant<A: Autograd>(ops: &A, t: &Tensor) -> A::T {
+    ops.constant(&t.shape, t.data.clone())
 }
 
-fn corners(boxes: &[[f32; 4]]) -> Var {
-    Var::constant(&[boxes.len(), 4], boxes.iter().flatten().copied().collect())
+fn corners<A: Autograd>(ops: &A, boxes: &[[f32; 4]]) -> A::T {
+    ops.constant(&[boxes.len(), 4], boxes.iter().flatten().copied().collect())
 }
 
-impl Networks for EagerNetworks {
+impl<A: Autograd + Send + Sync> Networks for TrainedNetworks<A> {
     fn input_size(&self) -> usize {
         self.size
     }
@@ -94,24 +91,25 @@ impl Networks for EagerNetworks {
         self.structures
     }
     fn encode(&self, image: &Tensor) -> Result<Tensor, EngineError> {
-        Ok(self.eager.no_grad(|e| encode(e, &constant(image)).to_tensor()))
+        Ok(self.ops.no_grad(|e| e.to_tensor(&encode(e, &constant(e, image)))))
     }
     fn classify(&self, embedding: &Tensor) -> Result<ClassifierOutput, EngineError> {
-        let embedding = constant(embedding);
-        let mut c = self.eager.no_grad(|e| classify(e, &embedding));
+        let embedding = constant(&self.ops, embedding);
+        let mut c = self.ops.no_grad(|e| classify(e, &embedding));
         // An adapter that carries the feedback's tensors was trained to use it; others have had them taken out.
-        if self.eager.has_param("feedback.gamma") {
+        if self.ops.has_param("feedback.gamma") {
             let fed = self.fed_back(&embedding, &c.cam)?;
-            c = self.eager.no_grad(|e| classify(e, &fed));
+            c = self.ops.no_grad(|e| classify(e, &fed));
         }
-        let cams = planes(&c.cam.to_tensor(), self.structures, NAME, "classifier")?;
-        Ok(ClassifierOutput { logits: c.logits.data().to_vec(), cams })
+        let cams = planes(&self.ops.to_tensor(&c.cam), self.structures, NAME, "classifier")?;
+        Ok(ClassifierOutput { logits: self.ops.values(&c.logits), cams })
     }
     fn decode(&self, embedding: &Tensor, boxes: &[[f32; 4]]) -> Result<DecoderOutput, EngineError> {
-        let d =
-            self.eager.no_grad(|e| decode(e, &constant(embedding), &corners(boxes), Some(&e.param("class_tokens"))));
-        let masks = planes(&d.masks.to_tensor(), self.structures, NAME, "decoder")?;
-        Ok(DecoderOutput { masks, iou: d.iou.data().to_vec() })
+        let d = self
+            .ops
+            .no_grad(|e| decode(e, &constant(e, embedding), &corners(e, boxes), Some(&e.param("class_tokens"))));
+        let masks = planes(&self.ops.to_tensor(&d.masks), self.structures, NAME, "decoder")?;
+        Ok(DecoderOutput { masks, iou: self.ops.values(&d.iou) })
     }
     fn identity(&self) -> EngineIdentity {
         EngineIdentity { kind: NAME.into(), version: env!("CARGO_PKG_VERSION").into(), precision: "fp32".into() }

@@ -7,7 +7,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::dataset::Case;
-use super::networks::networks_of;
+use super::device::Device;
 use super::sample::{IGNORE, Sample};
 use crate::engine::Tensor;
 use crate::image::Plane;
@@ -46,9 +46,10 @@ pub fn pseudo_labels(
     task: &Task,
     cases: &[Case],
     rule: &PseudoRule,
+    device: Device,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Sample>, PipelineError> {
-    let networks = networks_of(base, tensors, rule.teacher_size);
+    let networks = device.networks_of(base, tensors, rule.teacher_size);
     let model = ModelInfo {
         task: task.clone(),
         crop: rule.crop,

@@ -9,13 +9,15 @@ use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sha2::{Digest, Sha256};
 
+use super::device::Device;
 use super::init::{fresh_adapter, parameters};
 use super::sample::{Sample, augment};
 use super::settings::TrainSettings;
 use super::step::{Losses, step};
 use super::unet::{fresh_unet, unet_step};
 use crate::engine::Tensor;
-use crate::model::eager::{Adam, AdamConfig, Eager};
+use crate::model::autograd::Learner;
+use crate::model::eager::{AdamConfig, EagerLearner, StateError};
 use crate::model::network::position_shapes;
 
 /// Steps between checkpoints.
@@ -82,74 +84,99 @@ pub fn train(
     base: &BTreeMap<String, Tensor>,
     material: &Material,
     settings: &TrainSettings,
+    device: Device,
     checkpoint: Option<&Path>,
     progress: &mut dyn FnMut(&Progress),
 ) -> Result<BTreeMap<String, Tensor>, TrainError> {
-    let Material { structures, labelled, pseudo, start: from } = *material;
+    let Material { structures, labelled, start: from, .. } = *material;
     if labelled.is_empty() {
         return Err(TrainError::NoSamples);
     }
-    let identity = identity(material, settings);
+    let identity = identity(material, settings, device);
     let config = AdamConfig { lr: settings.lr, weight_decay: settings.weight_decay, ..AdamConfig::default() };
     let saved = match checkpoint {
         Some(path) if path.exists() => Some(Saved::read(path, &identity)?),
         _ => None,
     };
-    let (start, mut eager, mut adam) = match saved {
-        Some(s) => {
-            let fail = |problem: String| TrainError::Checkpoint {
-                path: checkpoint.map(Path::to_path_buf).unwrap_or_default(),
-                problem,
-            };
-            let eager = Eager::new(parameters(base, &s.params));
-            let adam = Adam::from_tensors(config, eager.params(), &s.adam).map_err(|e| fail(e.to_string()))?;
-            (s.step, eager, adam)
-        }
-        None => {
-            let fresh = from.cloned().unwrap_or_else(|| match settings.unet {
-                0 => fresh_adapter(base, structures, settings),
-                width => fresh_unet(structures, width, settings.seed),
-            });
-            (0, Eager::new(parameters(base, &fresh)), Adam::new(config))
-        }
+    let fresh = || match settings.unet {
+        0 => fresh_adapter(base, structures, settings),
+        width => fresh_unet(structures, width, settings.seed),
     };
-    adam.factors = ["classifier.", "class_tokens"].map(|p| (p.to_string(), settings.head_factor)).into();
+    let (done, tensors, state) = match saved {
+        Some(s) => (s.step, s.params, Some(s.adam)),
+        None => (0, from.cloned().unwrap_or_else(fresh), None),
+    };
+    let unfit = |e: StateError| TrainError::Checkpoint {
+        path: checkpoint.map(Path::to_path_buf).unwrap_or_default(),
+        problem: e.to_string(),
+    };
+    let factors = factors(settings);
+    let run = Run { material, settings, done, checkpoint, identity: &identity };
+    #[cfg(feature = "cuda")]
+    if let Some(device) = device.torch() {
+        let learner = crate::model::torch::TorchLearner::new(device, base, &tensors, config, &factors, state.as_ref());
+        return run.go(learner.map_err(unfit)?, progress);
+    }
+    let learner = EagerLearner::new(parameters(base, &tensors), config, factors, state.as_ref()).map_err(unfit)?;
+    run.go(learner, progress)
+}
+
+/// Factors on the learning rate, by the start of a parameter's name; the first that fits holds.
+fn factors(settings: &TrainSettings) -> Vec<(String, f32)> {
+    let mut factors = Vec::new();
     if !settings.class_tokens {
-        adam.factors.insert(0, ("class_tokens".into(), 0.0));
+        factors.push(("class_tokens".into(), 0.0));
     }
-    for name in position_shapes().into_keys() {
-        adam.factors.push((name, settings.position_factor));
+    factors.extend(["classifier.", "class_tokens"].map(|p| (p.to_string(), settings.head_factor)));
+    factors.extend(position_shapes().into_keys().map(|name| (name, settings.position_factor)));
+    factors
+}
+
+/// A phase under way.
+struct Run<'a> {
+    material: &'a Material<'a>,
+    settings: &'a TrainSettings,
+    /// Steps that a checkpoint already holds.
+    done: usize,
+    checkpoint: Option<&'a Path>,
+    identity: &'a str,
+}
+
+impl Run<'_> {
+    fn go<L: Learner>(
+        &self,
+        mut learner: L,
+        progress: &mut dyn FnMut(&Progress),
+    ) -> Result<BTreeMap<String, Tensor>, TrainError> {
+        let Run { settings, .. } = *self;
+        let Material { labelled, pseudo, .. } = *self.material;
+        for i in self.done..settings.steps {
+            let mut rng = ChaCha8Rng::seed_from_u64(settings.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ i as u64);
+            let slice = if !pseudo.is_empty() && rng.random::<f32>() < settings.pseudo_share {
+                &pseudo[rng.random_range(0..pseudo.len())]
+            } else {
+                &labelled[pick(settings.seed, i, labelled.len())]
+            };
+            let sample = augment(slice, &settings.augmentation, &mut rng);
+            let outcome = match settings.unet {
+                0 => step(learner.ops(), &sample, settings, &mut rng),
+                _ => unet_step(learner.ops(), &sample, settings),
+            };
+            let losses = outcome.losses(learner.ops());
+            if !losses.total.is_finite() {
+                return Err(TrainError::Diverged { step: i, loss: losses.total });
+            }
+            let gradient = learner.descend(&outcome.total, settings.lr_at(i), settings.clip);
+            progress(&Progress { step: i + 1, steps: settings.steps, losses, gradient });
+            if let Some(path) = self.checkpoint
+                && ((i + 1) % CHECKPOINT_EVERY == 0 || i + 1 == settings.steps)
+            {
+                Saved { step: i + 1, params: learner.parameters(), adam: learner.state() }
+                    .write(path, self.identity)?;
+            }
+        }
+        Ok(learner.parameters())
     }
-    for i in start..settings.steps {
-        let mut rng = ChaCha8Rng::seed_from_u64(settings.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ i as u64);
-        let slice = if !pseudo.is_empty() && rng.random::<f32>() < settings.pseudo_share {
-            &pseudo[rng.random_range(0..pseudo.len())]
-        } else {
-            &labelled[pick(settings.seed, i, labelled.len())]
-        };
-        let sample = augment(slice, &settings.augmentation, &mut rng);
-        let (losses, mut gradients) = match settings.unet {
-            0 => step(&eager, &sample, settings, &mut rng),
-            _ => unet_step(&eager, &sample, settings),
-        };
-        if !losses.total.is_finite() {
-            return Err(TrainError::Diverged { step: i, loss: losses.total });
-        }
-        let gradient = gradients.norm();
-        if gradient > settings.clip {
-            gradients.scale(settings.clip / gradient);
-        }
-        adam.config.lr = settings.lr_at(i);
-        adam.step(eager.params_mut(), &gradients);
-        progress(&Progress { step: i + 1, steps: settings.steps, losses, gradient });
-        if let Some(path) = checkpoint
-            && ((i + 1) % CHECKPOINT_EVERY == 0 || i + 1 == settings.steps)
-        {
-            Saved { step: i + 1, params: eager.params().to_tensors(), adam: adam.to_tensors() }
-                .write(path, &identity)?;
-        }
-    }
-    Ok(eager.params().to_tensors())
 }
 
 /// Which slice a step takes: every slice once per epoch, in another order each time.
@@ -159,10 +186,13 @@ fn pick(seed: u64, step: usize, samples: usize) -> usize {
     order[step % samples]
 }
 
-/// Settings and data as one hash: a checkpoint of another run must not be resumed.
-fn identity(material: &Material, settings: &TrainSettings) -> String {
+/// Settings, device and data as one hash: a checkpoint of another run must not be resumed.
+fn identity(material: &Material, settings: &TrainSettings, device: Device) -> String {
     let mut hash = Sha256::new();
     hash.update(settings.sha256());
+    if device != Device::Cpu {
+        hash.update(device.to_string());
+    }
     hash.update(material.structures.to_le_bytes());
     for s in material.labelled.iter().chain(material.pseudo) {
         for v in &s.grey.data {

@@ -8,11 +8,10 @@ use rand_distr::{Distribution, StandardNormal};
 
 use super::sample::Sample;
 use super::settings::TrainSettings;
-use super::step::{Losses, PRESENT, mask_losses};
+use super::step::{Outcome, PRESENT, mask_losses};
 use crate::engine::{EngineError, EngineIdentity, Tensor};
 use crate::image::Plane;
-use crate::model::eager::{Eager, Gradients, ParamStore, Var};
-use crate::model::ops::Ops;
+use crate::model::autograd::Autograd;
 use crate::model::unet::{shapes, unet};
 use crate::pipeline::{ClassifierOutput, DecoderOutput, Networks, to_input};
 
@@ -40,48 +39,36 @@ pub fn fresh_unet(structures: usize, base: usize, seed: u64) -> BTreeMap<String,
         .collect()
 }
 
-/// Runs one slice and returns its losses and gradients: the same Dice, competition and mask losses as the adapted model's.
-pub(super) fn unet_step(eager: &Eager, sample: &Sample, settings: &TrainSettings) -> (Losses, Gradients) {
+/// Runs one slice: the same Dice, competition and mask losses as the adapted model's.
+pub(super) fn unet_step<A: Autograd>(ops: &A, sample: &Sample, settings: &TrainSettings) -> Outcome<A::T> {
     let image = to_input(&sample.grey);
-    let logits = unet(eager, &Var::constant(&image.shape, image.data));
-    let s = logits.shape().to_vec();
+    let logits = unet(ops, &ops.constant(&image.shape, image.data));
+    let s = ops.shape(&logits);
     let asked: Vec<usize> = (0..s[1]).collect();
     let count = |k: usize| sample.labels.data.iter().filter(|&&v| usize::from(v) == k + 1).count();
     let present: Vec<usize> = asked.iter().copied().filter(|&k| count(k) >= PRESENT).collect();
-    let masks = eager.reshape(&logits, &[s[1], 1, s[2], s[3]]);
-    let parts = mask_losses(eager, &masks, sample, &asked, &present);
+    let masks = ops.reshape(&logits, &[s[1], 1, s[2], s[3]]);
+    let parts = mask_losses(ops, &masks, sample, &asked, &present);
     let w = &settings.weights;
-    let mut total = eager.scale(&parts.competition, w.competition);
+    let mut total = ops.scale(&parts.competition, w.competition);
     for (part, weight) in [(&parts.dice, w.dice), (&parts.mask, w.mask)] {
-        total = eager.add(&total, &eager.scale(part, weight));
+        total = ops.add(&total, &ops.scale(part, weight));
     }
-    let losses = Losses {
-        total: total.item(),
-        dice: parts.dice.item(),
-        competition: parts.competition.item(),
-        mask: parts.mask.item(),
-        ..Losses::default()
-    };
-    (losses, eager.backward(&total))
+    Outcome::of_masks(ops, total, parts)
 }
 
 /// A trained U-Net as the pipeline calls it. Its "embedding" is the stack of mask logits, boxes mean nothing to it, and a
 /// structure is present where its mask has evidence.
-pub struct UnetNetworks {
-    eager: Eager,
+pub struct UnetNetworks<A> {
+    ops: A,
     size: usize,
     structures: usize,
 }
 
-impl UnetNetworks {
-    /// From trained parameters for S x S inputs.
-    pub fn new(tensors: &BTreeMap<String, Tensor>, size: usize) -> Self {
-        let structures = tensors.get("unet.head.bias").map_or(0, Tensor::len);
-        let mut params = ParamStore::new();
-        for (name, t) in tensors {
-            params.insert_frozen(name.clone(), t.clone());
-        }
-        UnetNetworks { eager: Eager::new(params), size, structures }
+impl<A> UnetNetworks<A> {
+    /// For S x S inputs, over an interpreter that holds the trained parameters.
+    pub(super) fn over(ops: A, tensors: &BTreeMap<String, Tensor>, size: usize) -> Self {
+        UnetNetworks { ops, size, structures: tensors.get("unet.head.bias").map_or(0, Tensor::len) }
     }
 
     fn masks(&self, embedding: &Tensor) -> Vec<Plane<f32>> {
@@ -90,7 +77,7 @@ impl UnetNetworks {
     }
 }
 
-impl Networks for UnetNetworks {
+impl<A: Autograd + Send + Sync> Networks for UnetNetworks<A> {
     fn input_size(&self) -> usize {
         self.size
     }
@@ -98,7 +85,7 @@ impl Networks for UnetNetworks {
         self.structures
     }
     fn encode(&self, image: &Tensor) -> Result<Tensor, EngineError> {
-        Ok(self.eager.no_grad(|e| unet(e, &Var::constant(&image.shape, image.data.clone())).to_tensor()))
+        Ok(self.ops.no_grad(|e| e.to_tensor(&unet(e, &e.constant(&image.shape, image.data.clone())))))
     }
     fn classify(&self, embedding: &Tensor) -> Result<ClassifierOutput, EngineError> {
         let cams = self.masks(embedding);

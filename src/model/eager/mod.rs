@@ -9,6 +9,7 @@ mod conv;
 mod depthwise;
 mod gemm;
 mod layout;
+mod learn;
 mod linear;
 mod loss;
 mod norm;
@@ -34,6 +35,7 @@ use buffer::Buf;
 
 pub use adam::{Adam, AdamConfig, StateError};
 pub use buffer::release_buffers;
+pub use learn::EagerLearner;
 pub use params::{Gradients, ParamStore};
 pub use tape::Var;
 
