@@ -8,6 +8,8 @@ tests/setup-peers.sh
 tests/setup-nvidia.sh || echo "SKIPPED: NVIDIA's libraries could not be fetched (tests/setup-nvidia.sh)" >&2
 cargo fmt --check
 cargo clippy --release -- -D warnings
+# What trains on a GPU compiles; libtorch itself is not needed for that (tests/cuda.sh runs it).
+cargo check --release --features cuda,tch/doc-only
 # A test may unwrap: that is how it fails.
 cargo clippy --release --tests --benches -- -D warnings -A clippy::unwrap_used -A clippy::expect_used
 # The base weights once, so that tests in parallel find them in the cache.
