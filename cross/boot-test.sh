@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Installs the package in a booted Debian and shows what is claimed of it: cross/boot-test.sh [amd64|arm64]
+#
+# systemd-nspawn boots a fresh root with systemd as its first process, cross/boot-claims.sh runs inside and prints one line per claim;
+# this fails when one is not shown. The packages of cross/package.sh (revisions 1 and 2) must lie in target/cross. On an x86-64 machine the
+# arm64 root runs under qemu-user: there systemd's system call filter and some device rules have no effect, in the amd64 root they have.
+. "$(dirname "$0")/lib.sh"
+
+architecture=${1:-amd64}
+case "$architecture" in
+amd64) mode=full ;;
+arm64) mode=quick ;;
+*) die "usage: cross/boot-test.sh [amd64|arm64]" ;;
+esac
+packages mmdebstrap systemd-container xz-utils
+native=$(dpkg --print-architecture)
+[ "$architecture" = "$native" ] || emulation
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+first="$CROSS/scanside_$version-1_$architecture.deb"
+second="$CROSS/scanside_$version-2_$architecture.deb"
+for p in "$first" "$second"; do
+    [ -e "$p" ] || die "$p is missing: cross/package.sh $architecture [--revision 2]"
+done
+weights="${SCANSIDE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/scanside}/mobile_sam.safetensors"
+[ -e "$weights" ] || die "the base weights are missing: scanside weights fetch"
+
+# The root without the package, made once.
+base="$CROSS/roots/$architecture.tar"
+mkdir -p "$CROSS/roots"
+if [ ! -s "$base" ]; then
+    say "making a root of Debian for $architecture"
+    # shellcheck disable=SC2016
+    mirror=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
+    as_root mmdebstrap --quiet --arch="$architecture" --variant=minbase --include=systemd-sysv,dbus,dcmtk,jq,procps \
+        bookworm "$base.part" "${mirror:-http://deb.debian.org/debian/}" || die "no root of Debian for $architecture"
+    mv -f "$base.part" "$base"
+fi
+root="$CROSS/boot-$architecture"
+as_root rm -rf "$root"
+mkdir -p "$root"
+trap 'as_root rm -rf "$root"' EXIT
+as_root tar -x -f "$base" -C "$root" --exclude=./dev/*
+as_root mkdir -p "$root/boot-test"
+as_root cp "$first" "$root/boot-test/1.deb"
+as_root cp "$second" "$root/boot-test/2.deb"
+as_root cp "$weights" "$root/boot-test/mobile_sam.safetensors"
+as_root cp cross/boot-claims.sh "$root/boot-test/"
+echo $mode | as_root tee "$root/boot-test/mode" >/dev/null
+as_root tee "$root/etc/systemd/system/boot-test.service" >/dev/null <<'EOF'
+[Unit]
+Description=The claims about the package
+DefaultDependencies=no
+After=basic.target dbus.service
+SuccessAction=exit-force
+FailureAction=exit-force
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /boot-test/boot-claims.sh
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/console
+TimeoutStartSec=infinity
+EOF
+as_root mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+as_root ln -s ../boot-test.service "$root/etc/systemd/system/multi-user.target.wants/"
+as_root ln -sf /dev/null "$root/etc/systemd/system/console-getty.service"
+
+# A network of its own with loopback alone: ports of this machine are neither used nor seen.
+log="$CROSS/boot-$architecture.log"
+as_root timeout 2400 systemd-nspawn --quiet --boot --register=no --keep-unit --console=pipe --private-network \
+    --machine="scanside-$architecture-$$" -D "$root" --setenv=SYSTEMD_COLORS=0 </dev/null 2>&1 |
+    tr -d '\r' | tee "$log" | grep --line-buffered -aE '^(CLAIM|BOOT-TEST|    )' || true
+grep -aq '^BOOT-TEST END:' "$log" || die "the system did not get to its end; see $log"
+grep -aq '^BOOT-TEST END: .* 0 not shown' "$log" || die "claims are not shown; see $log"
