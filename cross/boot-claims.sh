@@ -50,11 +50,6 @@ stands() { # uid n state
         | ($jobs | length) == 1 and $jobs[0].instances == $n and $jobs[0].state == $state
         and ([$jobs[0].deliveries[].state] | length > 0 and all(. == "sent"))'
 }
-# How many objects of a kind (file name prefix of storescp) the archive has for results of a series.
-at_archive() { # uid
-    grep -l -a -F "$1" archive/* 2>/dev/null | wc -l
-}
-
 # Sends slices one by one, each on an association of its own, until each was acknowledged; calls $3 after half of them.
 send_singly() { # folder count interruption
     local i=0 file
@@ -127,11 +122,11 @@ claim "it answers DCMTK's echoscu" within 60 echoed
 claim "a stranger is rejected" bash -c "! echoscu -aec SCANSIDE -aet STRANGER 127.0.0.1 $PORT"
 # The others stay as they are from here on.
 for seed in 1 2 3; do scanside phantom --seed $seed --out p$seed >/dev/null; done
-if [ "$mode" = full ]; then first=15 small=6 state=done; else first=2 small=2 state=refused; fi
+if [ "$mode" = full ]; then first=15 small=6 state='done'; else first=2 small=2 state=refused; fi
 one=$(uid_of "$(slices p1 1)")
 # shellcheck disable=SC2046
 claim "it takes a series of $first slices from DCMTK's dcmsend" dcmsend -aec SCANSIDE -aet MR1 127.0.0.1 $PORT $(slices p1 $first)
-claim "its result ($state) reaches DCMTK's storescp" within $PATIENCE stands "$one" $first $state
+claim "its result ($state) reaches DCMTK's storescp" within "$PATIENCE" stands "$one" $first $state
 [ "$mode" = quick ] || claim "a DICOM Segmentation is among the objects there" bash -c 'dcmdump +P Modality archive/* | grep -q SEG'
 
 ### The journal
@@ -151,7 +146,7 @@ killed() { systemctl kill -s KILL scanside; }
 two=$(uid_of "$(slices p2 1)")
 claim "kill -9 while a series comes in: the sender repeats only what was not acknowledged" send_singly p2 $small killed
 claim "systemd has started it again" within 120 replaced "$before"
-claim "nothing acknowledged was lost: the result over all $small slices stands and is at the archive" within $PATIENCE stands "$two" $small $state
+claim "nothing acknowledged was lost: the result over all $small slices stands and is at the archive" within "$PATIENCE" stands "$two" $small $state
 
 ### Hung
 before=$(pid)
@@ -174,7 +169,7 @@ upgraded() { [ "$(dpkg-query -W -f '${Version} ${db:Status-Abbrev}' scanside)" =
 claim "the new version is installed" upgraded
 claim "the new daemon runs" within 120 replaced "$before"
 claim "the configuration is as the site wrote it" cmp kept.toml /etc/scanside/scanside.toml
-claim "nothing was lost: the result over all $small slices stands and is at the archive" within $PATIENCE stands "$three" $small $state
+claim "nothing was lost: the result over all $small slices stands and is at the archive" within "$PATIENCE" stands "$three" $small $state
 results() { for uid in "$one" "$two" "$three"; do [ "$(grep -l -a -F "$uid" archive/SEG.* 2>/dev/null | wc -l)" -ge 1 ] || return 1; done; }
 [ "$mode" = quick ] || claim "each series has its segmentation at the archive" results
 

@@ -46,7 +46,7 @@ as_root cp "$first" "$root/boot-test/1.deb"
 as_root cp "$second" "$root/boot-test/2.deb"
 as_root cp "$weights" "$root/boot-test/mobile_sam.safetensors"
 as_root cp cross/boot-claims.sh "$root/boot-test/"
-echo $mode | as_root tee "$root/boot-test/mode" >/dev/null
+echo "$mode" | as_root tee "$root/boot-test/mode" >/dev/null
 as_root tee "$root/etc/systemd/system/boot-test.service" >/dev/null <<'EOF'
 [Unit]
 Description=The claims about the package

@@ -8,7 +8,7 @@ TRIPLE=aarch64-unknown-linux-gnu
 # JetPack 6 is Ubuntu 22.04 (glibc 2.35); JetPack 7 has 2.39, JetPack 5 (2.31) is not supported.
 GLIBC_MOST=2.34
 # Everything that these scripts make, but for cargo's own output.
-CROSS="${CARGO_TARGET_DIR:-$PWD/target}/cross"
+CROSS="$PWD/target/cross"
 OUTPUT="${CARGO_TARGET_DIR:-$PWD/target}"
 
 say() { printf '%s\n' "$*" >&2; }

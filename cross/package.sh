@@ -36,7 +36,7 @@ if [ "$architecture" = arm64 ]; then
     emulation
 else
     triple=x86_64-unknown-linux-gnu
-    strip=strip
+    strip="strip"
     if [ -n "$build" ]; then
         # Libraries are shared with the ordinary build; its program, which has the training host, is put back afterwards.
         ordinary="$OUTPUT/release/scanside"
