@@ -1,7 +1,8 @@
 #!/bin/bash
 # Runs inside the system that cross/boot-test.sh boots, as root: installs the package and shows what is claimed of it, one line each.
-# /boot-test holds the packages (1.deb, and 2.deb as its upgrade), the base weights, and the mode: full, or quick (arm64 under emulation,
-# where segmenting takes minutes: a series that is too short gets a text report, which goes the same way but for the network).
+# /boot-test holds the packages (1.deb, and 2.deb as its upgrade), the base weights, and the mode: full, or, under emulation where segmenting
+# takes minutes, quick (processes emulated) or machine (a machine emulated): there a series that is too short gets a text report, which goes the
+# same way but for the network.
 set -u
 cd /boot-test || exit 1
 mode=$(cat mode)
@@ -127,7 +128,7 @@ one=$(uid_of "$(slices p1 1)")
 # shellcheck disable=SC2046
 claim "it takes a series of $first slices from DCMTK's dcmsend" dcmsend -aec SCANSIDE -aet MR1 127.0.0.1 $PORT $(slices p1 $first)
 claim "its result ($state) reaches DCMTK's storescp" within "$PATIENCE" stands "$one" $first $state
-[ "$mode" = quick ] || claim "a DICOM Segmentation is among the objects there" bash -c 'dcmdump +P Modality archive/* | grep -q SEG'
+[ "$mode" != full ] || claim "a DICOM Segmentation is among the objects there" bash -c 'dcmdump +P Modality archive/* | grep -q SEG'
 
 ### The journal
 fields() {
@@ -171,7 +172,7 @@ claim "the new daemon runs" within 120 replaced "$before"
 claim "the configuration is as the site wrote it" cmp kept.toml /etc/scanside/scanside.toml
 claim "nothing was lost: the result over all $small slices stands and is at the archive" within "$PATIENCE" stands "$three" $small $state
 results() { for uid in "$one" "$two" "$three"; do [ "$(grep -l -a -F "$uid" archive/SEG.* 2>/dev/null | wc -l)" -ge 1 ] || return 1; done; }
-[ "$mode" = quick ] || claim "each series has its segmentation at the archive" results
+[ "$mode" != full ] || claim "each series has its segmentation at the archive" results
 
 ### Removed, installed again, purged
 claim "the package is removed, and says what waits" bash -c "dpkg -r scanside | tee removed.log && grep 'objects to deliver' removed.log"

@@ -70,3 +70,27 @@ check_glibc() {
         die "$1 needs $newest, but JetPack 6 and the package's Depends allow GLIBC_$GLIBC_MOST at most"
     say "$(basename "$1"): $newest at most"
 }
+
+# The mirror that this machine uses for Debian already.
+debian_mirror() {
+    local mirror
+    # shellcheck disable=SC2016
+    mirror=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
+    echo "${mirror:-http://deb.debian.org/debian/}"
+}
+
+# A private state of apt for one suite and architecture, which is neither installed from nor left behind on the machine; sets the array
+# private_apt to the options that use it.
+private_apt() { # suite architecture
+    packages debian-archive-keyring
+    local state="$CROSS/apt-$1-$2" mirror
+    mirror=$(debian_mirror)
+    mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
+    : >"$state/status"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $1 main" >"$state/sources.list"
+    private_apt=(-o "Dir::State=$state" -o "Dir::State::lists=$state/lists" -o "Dir::State::status=$state/status"
+        -o "Dir::Cache=$state/cache" -o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=-
+        -o APT::Sandbox::User=root -o "APT::Architecture=$2" -o "APT::Architectures=$2")
+    apt-get "${private_apt[@]}" update -qq >&2 || die "the lists of $1 cannot be read from $mirror"
+}

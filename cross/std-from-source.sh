@@ -10,29 +10,17 @@ library_dir="$sysroot/lib/rustlib/$TRIPLE/lib"
     echo "$sysroot"
     exit
 }
-packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross xz-utils debian-archive-keyring
+packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross xz-utils
 
-# A private state of apt: the suite is neither installed from nor left behind on the machine.
-state="$CROSS/apt"
-mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
-: >"$state/status"
-# The mirror that this machine uses for Debian already.
-mirror=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-    awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
-mirror=${mirror:-http://deb.debian.org/debian/}
 suite=trixie-backports
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$state/sources.list"
-apt=(-o "Dir::State=$state" -o "Dir::State::lists=$state/lists" -o "Dir::State::status=$state/status"
-    -o "Dir::Cache=$state/cache" -o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=-
-    -o APT::Sandbox::User=root -o APT::Architecture=amd64)
-say "the standard library's source: rust-src $version of $suite from $mirror"
-apt-get "${apt[@]}" update -qq >&2 || die "the lists of $suite cannot be read from $mirror"
-exact=$(apt-cache "${apt[@]}" madison rust-src | awk -v v="$version" '{ split($3, a, "+") } a[1] == v { print $3; exit }')
-[ -n "$exact" ] || die "Debian has no rust-src $version in $suite (it has: $(apt-cache "${apt[@]}" madison rust-src |
+say "the standard library's source: rust-src $version of $suite"
+private_apt $suite amd64
+exact=$(apt-cache "${private_apt[@]}" madison rust-src | awk -v v="$version" '{ split($3, a, "+") } a[1] == v { print $3; exit }')
+[ -n "$exact" ] || die "Debian has no rust-src $version in $suite (it has: $(apt-cache "${private_apt[@]}" madison rust-src |
     awk '{ printf "%s ", $3 }')): use one of these compilers, or a machine on which rustup target add $TRIPLE works"
 rm -rf "$CROSS/rust-src"
 mkdir -p "$CROSS/rust-src"
-(cd "$CROSS/rust-src" && apt-get "${apt[@]}" download -qq "rust-src=$exact" >&2) || die "rust-src $exact cannot be fetched"
+(cd "$CROSS/rust-src" && apt-get "${private_apt[@]}" download -qq "rust-src=$exact" >&2) || die "rust-src $exact cannot be fetched"
 dpkg-deb --fsys-tarfile "$CROSS"/rust-src/*.deb |
     tar -x -C "$CROSS/rust-src" --wildcards './usr/src/rustc-*/library' || die "rust-src $exact has no library folder"
 source_root=$(echo "$CROSS"/rust-src/usr/src/rustc-*/library)

@@ -35,3 +35,22 @@ pub(super) fn run(args: &ManualArgs) -> anyhow::Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_that_is_shown_has_a_page() {
+        let dir = tempfile::tempdir().unwrap();
+        run(&ManualArgs { out: dir.path().to_path_buf() }).unwrap();
+        let page = |name: &str| std::fs::read_to_string(dir.path().join("man/man1").join(format!("{name}.1")));
+        assert!(page("scanside").unwrap().contains("scanside\\-serve(1)"));
+        for command in Cli::command().get_subcommands() {
+            assert_eq!(page(&format!("scanside-{}", command.get_name())).is_ok(), !command.is_hide_set());
+        }
+        assert!(page("scanside-weights-fetch").unwrap().contains("checkpoint"));
+        let bash = std::fs::read_to_string(dir.path().join("bash-completion/completions/scanside")).unwrap();
+        assert!(bash.contains("--config"));
+    }
+}
