@@ -22,7 +22,7 @@ claim() {
     else
         failed=$((failed + 1))
         echo "CLAIM NOT SHOWN: $words"
-        printf '%s\n' "$said" | head -20 | sed 's/^/    /'
+        printf '%s\n' "$said" | head -20 | sed 's/^/    | /'
     fi
 }
 
@@ -171,7 +171,12 @@ claim "the new version is installed" upgraded
 claim "the new daemon runs" within 120 replaced "$before"
 claim "the configuration is as the site wrote it" cmp kept.toml /etc/scanside/scanside.toml
 claim "nothing was lost: the result over all $small slices stands and is at the archive" within "$PATIENCE" stands "$three" $small $state
-results() { for uid in "$one" "$two" "$three"; do [ "$(grep -l -a -F "$uid" archive/SEG.* 2>/dev/null | wc -l)" -ge 1 ] || return 1; done; }
+results() {
+    local uid file
+    for uid in "$one" "$two" "$three"; do
+        for file in $(grep -l -a -F "$uid" archive/*); do dcmdump +P Modality "$file"; done | grep -q SEG || return 1
+    done
+}
 [ "$mode" != full ] || claim "each series has its segmentation at the archive" results
 
 ### Removed, installed again, purged

@@ -92,6 +92,6 @@ in_machine() {
     rm -rf "$dir"
 }
 if [ -n "$machine" ]; then run=in_machine; else run=in_container; fi
-$run </dev/null 2>&1 | tr -d '\r' | tee "$log" | grep --line-buffered -aE '^(CLAIM|BOOT-TEST|    )' || true
+$run </dev/null 2>&1 | tr -d '\r' | tee "$log" | grep --line-buffered -aE '^(CLAIM|BOOT-TEST|    \| )' || true
 grep -aq '^BOOT-TEST END:' "$log" || die "the system did not get to its end; see $log"
 grep -aq '^BOOT-TEST END: .* 0 not shown' "$log" || die "claims are not shown; see $log"
