@@ -28,6 +28,19 @@ units() {
     rm -rf "$dir"
 }
 
+sbom_valid() {
+    packages python3-venv
+    [ -x "$CROSS/venv/bin/python" ] || python3 -m venv "$CROSS/venv"
+    "$CROSS/venv/bin/python" -m pip install --quiet 'cyclonedx-python-lib[json-validation]==11.*'
+    "$CROSS/venv/bin/python" - "$CROSS/stage/sbom.cdx.json" <<'EOF'
+import pathlib, sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+wrong = JsonStrictValidator(SchemaVersion.V1_5).validate_str(pathlib.Path(sys.argv[1]).read_text())
+sys.exit(f"the SBOM is not CycloneDX 1.5: {wrong}" if wrong else 0)
+EOF
+}
+
 step "units: verify, exposure under 2.0" units
 step "standard library from source" cross/std-from-source.sh
 step "arm64 program, its GLIBC symbols" cross/build.sh
@@ -36,6 +49,7 @@ step "arm64 package, lintian" cross/package.sh arm64 --no-build
 step "arm64 package, second revision" cross/package.sh arm64 --no-build --revision 2
 step "amd64 package, lintian" cross/package.sh amd64
 step "amd64 package, second revision" cross/package.sh amd64 --no-build --revision 2
+step "SBOM against CycloneDX's schema" sbom_valid
 [ -e "${SCANSIDE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/scanside}/mobile_sam.safetensors" ] ||
     step "base weights" "$CROSS/programs/scanside-amd64" weights fetch
 step "amd64 package in a booted system" cross/boot-test.sh amd64
