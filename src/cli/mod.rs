@@ -16,8 +16,10 @@ mod label_next;
 #[cfg(feature = "train")]
 mod labels;
 mod logging;
+mod manual;
 mod notify;
 mod phantom;
+mod retention;
 mod review;
 mod segex;
 mod segment;
@@ -58,6 +60,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Results that wait for a person: list, accept, reject, compare with a correction
     Review(review::ReviewArgs),
+    /// Remove originals whose results were delivered and whose time has passed; the daemon does the same while it runs
+    Retention(retention::RetentionArgs),
     /// Check what is ready and name the next command for what is not
     Doctor(doctor::DoctorArgs),
     /// Get the base weights
@@ -90,6 +94,9 @@ enum Command {
     Survey(survey::SurveyArgs),
     /// Measure this project beside its peers
     Bench(bench::BenchArgs),
+    /// Write man pages and shell completions, for the package
+    #[command(hide = true)]
+    Manual(manual::ManualArgs),
 }
 
 /// Where settings come from; shared by every command that needs them.
@@ -125,6 +132,7 @@ pub fn main() -> ExitCode {
         Command::Segment(args) => segment::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Review(args) => review::run(&args),
+        Command::Retention(args) => retention::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Weights(args) => weights::run(&args),
         Command::Send(args) => send::run(&args),
@@ -144,6 +152,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "train")]
         Command::Survey(args) => survey::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Manual(args) => manual::run(&args),
     };
     match outcome {
         Ok(code) => code,

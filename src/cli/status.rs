@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::ConfigArgs;
 use crate::clock::Clock;
-use crate::daemon::status::Status;
+use crate::daemon::status::{self, Status};
 use crate::store::Store;
 
 #[derive(Args, Debug)]
@@ -17,6 +17,9 @@ pub(super) struct StatusArgs {
     /// As JSON
     #[arg(long)]
     json: bool,
+    /// One line, as systemctl status shows it
+    #[arg(long, conflicts_with = "json")]
+    line: bool,
 }
 
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
@@ -25,6 +28,10 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open_read_only(dir, Clock::System).with_context(|| {
         format!("there is no state in {}; start `scanside serve` once, or name the right configuration", dir.display())
     })?;
+    if args.line {
+        println!("{}", status::line(&store)?);
+        return Ok(ExitCode::SUCCESS);
+    }
     let status = Status::read(&store, &config)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);

@@ -50,12 +50,13 @@ fn round(shared: &Shared, key: &str, target: &Target) -> Result<usize, StoreErro
     for (d, outcome) in due.iter().zip(&outcomes) {
         let attempt = match &outcome.sent {
             Sent::Stored(status) => {
-                log::info!("{} of job {} is at {key} (status {status:04X})", d.kind, d.job_id);
+                log::info!(scanside_job = d.job_id; "{} of job {} is at {key} (status {status:04X})", d.kind, d.job_id);
                 Attempt::Sent
             }
             Sent::Transient(why) => {
                 let at = now + back_off_ms(d.attempts);
                 log::warn!(
+                    scanside_job = d.job_id;
                     "{} of job {} not delivered to {key}: {why}; again in {} s",
                     d.kind,
                     d.job_id,
@@ -64,7 +65,7 @@ fn round(shared: &Shared, key: &str, target: &Target) -> Result<usize, StoreErro
                 Attempt::Retry(at, why.clone())
             }
             Sent::Permanent(why) => {
-                log::error!("{} of job {} refused by {key} for good: {why}", d.kind, d.job_id);
+                log::error!(scanside_job = d.job_id; "{} of job {} refused by {key} for good: {why}", d.kind, d.job_id);
                 Attempt::Failed(why.clone())
             }
         };

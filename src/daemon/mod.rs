@@ -7,7 +7,7 @@ pub mod gate;
 mod model;
 mod pulse;
 mod results;
-mod retention;
+pub mod retention;
 pub mod status;
 mod worker;
 

@@ -1,9 +1,10 @@
-//! Removes originals whose results were delivered and whose time has passed; nothing else is ever deleted.
+//! Removes originals whose results were delivered and whose time has passed; nothing else is ever deleted. The daemon does it every
+//! ten minutes; `scanside retention` does it on a box whose daemon is stopped.
 
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use crate::store::{StoreError, queue};
+use crate::store::{Store, StoreError, queue};
 
 const EVERY: Duration = Duration::from_secs(600);
 /// Longest that a sweep may take before the task counts as hung.
@@ -15,7 +16,7 @@ pub(super) fn run(shared: &Shared) {
     while !shared.stopping() {
         beat.beat();
         if last.is_none_or(|l| l.elapsed() >= EVERY) {
-            match sweep(shared) {
+            match sweep(&shared.store, shared.config.storage.retention_hours) {
                 Ok(0) => {}
                 Ok(n) => {
                     log::info!("removed {n} originals whose results were delivered and whose retention has passed")
@@ -28,20 +29,41 @@ pub(super) fn run(shared: &Shared) {
     }
 }
 
-/// Removes what may go: first the file, then its row. A crash between leaves a row without a file, which the next start
-/// reports; the other order would leave a file that the next start takes for one just received.
-fn sweep(shared: &Shared) -> Result<usize, StoreError> {
-    let keep_ms = i64::try_from(shared.config.storage.retention_hours.saturating_mul(3_600_000)).unwrap_or(i64::MAX);
-    let before = shared.clock.now_ms().saturating_sub(keep_ms);
-    let old = shared.store.with_conn(|c| queue::removable(c, before, 500))?;
+/// Originals looked at in one sweep.
+const BATCH: usize = 500;
+
+/// The latest end of a job, Unix milliseconds, that lets its originals go.
+fn before_ms(store: &Store, retention_hours: u64) -> i64 {
+    let keep_ms = i64::try_from(retention_hours.saturating_mul(3_600_000)).unwrap_or(i64::MAX);
+    store.clock().now_ms().saturating_sub(keep_ms)
+}
+
+/// How many originals may go now, at most one sweep's worth.
+///
+/// # Errors
+/// The database's.
+pub fn may_go(store: &Store, retention_hours: u64) -> Result<usize, StoreError> {
+    let before = before_ms(store, retention_hours);
+    Ok(store.with_conn(|c| queue::removable(c, before, BATCH))?.len())
+}
+
+/// Removes what may go, at most 500 originals, and gives their number: first the file, then its row. A crash between leaves a row
+/// without a file, which the next start reports; the other order would leave a file that the next start takes for one just received.
+/// Two sweeps at once do not disturb each other.
+///
+/// # Errors
+/// A file that cannot be removed; the database's.
+pub fn sweep(store: &Store, retention_hours: u64) -> Result<usize, StoreError> {
+    let before = before_ms(store, retention_hours);
+    let old = store.with_conn(|c| queue::removable(c, before, BATCH))?;
     for (id, path) in &old {
-        let file = shared.store.dir().join(path);
+        let file = store.dir().join(path);
         match std::fs::remove_file(&file) {
             Ok(()) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(cause) => return Err(StoreError::Io { path: file, cause }),
         }
-        shared.store.with_conn(|c| queue::forget_instance(c, *id))?;
+        store.with_conn(|c| queue::forget_instance(c, *id))?;
     }
     Ok(old.len())
 }

@@ -73,7 +73,7 @@ pub(super) fn run(shared: &Shared) {
 
 fn put_back(shared: &Shared, job: &Job, why: &str) {
     let again = shared.clock.now_ms() + back_off_ms(job.errors);
-    log::error!("job {}, attempt {}: {why}; it stays in the queue", job.id, job.attempts);
+    log::error!(scanside_job = job.id; "job {}, attempt {}: {why}; it stays in the queue", job.id, job.attempts);
     if let Err(e) = shared.store.with_conn(|c| queue::retry_job(c, job.id, again, why)) {
         log::error!("job {} cannot be put back: {e}", job.id);
     }
@@ -300,10 +300,11 @@ fn end(
         })
     })?;
     for alert in &kept.alerts {
-        log::warn!("job {}: {alert}", job.id);
+        log::warn!(scanside_job = job.id; "job {}: {alert}", job.id);
     }
     match state {
         JobState::Done => log::info!(
+            scanside_job = job.id;
             "job {}: verdict {}, score {:.0}, {:.1} s, {} objects queued",
             job.id,
             summary["verdict"].as_str().unwrap_or("?"),
@@ -311,7 +312,7 @@ fn end(
             started.elapsed().as_secs_f64(),
             outputs.len()
         ),
-        _ => log::warn!("job {}: not segmented: {code}: {sentence}", job.id),
+        _ => log::warn!(scanside_job = job.id; "job {}: not segmented: {code}: {sentence}", job.id),
     }
     Ok(())
 }

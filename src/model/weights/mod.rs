@@ -5,7 +5,7 @@ mod fold;
 mod pickle;
 mod torch;
 
-pub use fetch::{cache_dir, cached_path, fetch, load_or_fetch};
+pub use fetch::{cache_dir, cached_path, fetch, fetch_to, load_or_fetch};
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;

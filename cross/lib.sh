@@ -1,0 +1,96 @@
+# What the scripts of this folder share: where things lie, saying what is done, getting Debian packages, and the environment of an
+# arm64 build. Sourced, not run; the working directory is then the project's.
+# shellcheck shell=bash
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+TRIPLE=aarch64-unknown-linux-gnu
+# JetPack 6 is Ubuntu 22.04 (glibc 2.35); JetPack 7 has 2.39, JetPack 5 (2.31) is not supported.
+GLIBC_MOST=2.34
+# Everything that these scripts make, but for cargo's own output.
+CROSS="$PWD/target/cross"
+OUTPUT="${CARGO_TARGET_DIR:-$PWD/target}"
+
+say() { printf '%s\n' "$*" >&2; }
+die() {
+    printf 'cross: %s\n' "$*" >&2
+    exit 1
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# Installs the Debian packages that are not there yet.
+packages() {
+    local missing=()
+    for p in "$@"; do
+        dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing+=("$p")
+    done
+    [ ${#missing[@]} = 0 ] && return
+    say "installing: ${missing[*]}"
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+        die "apt could not install: ${missing[*]}"
+}
+
+# arm64 programs run as if they were native ones: the kernel hands them to qemu, inside other roots too (flag F).
+emulation() {
+    local entry=/proc/sys/fs/binfmt_misc/qemu-aarch64
+    packages qemu-user-static
+    [ -e /proc/sys/fs/binfmt_misc/register ] || as_root mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc ||
+        die "the kernel has no binfmt_misc: arm64 programs cannot be run here"
+    if [ ! -e $entry ]; then
+        # The file ends with the flags; F opens qemu now, so that it need not exist in the other root.
+        as_root sh -c "tr -d '\n' < /usr/lib/binfmt.d/qemu-aarch64.conf > /proc/sys/fs/binfmt_misc/register" ||
+            die "qemu-aarch64 could not be registered with binfmt_misc"
+    fi
+    grep -q '^flags:.*F' $entry || die "$entry lacks flag F: remove it (echo -1 > $entry) and run this again"
+}
+
+# The environment of cargo for arm64; $1 is a sysroot, or empty where rustup has the target.
+arm64_environment() {
+    local flags=""
+    [ -z "$1" ] || flags="--sysroot $1 --remap-path-prefix $1=/rust-sysroot"
+    # No path of the building machine stays in the program.
+    flags="$flags --remap-path-prefix $PWD=/scanside --remap-path-prefix ${CARGO_HOME:-$HOME/.cargo}=/cargo"
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="$flags"
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu"
+    # What the program under test starts itself, itself included, goes through binfmt_misc and needs the libraries too.
+    export QEMU_LD_PREFIX=/usr/aarch64-linux-gnu
+}
+
+# Fails where a program asks for a newer C library than the oldest system that it is for.
+check_glibc() {
+    local newest
+    newest=$(objdump -T "$1" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1)
+    [ -n "$newest" ] || die "$1 names no GLIBC version: is it a dynamic program?"
+    [ "$(printf '%s\n' "${newest#GLIBC_}" "$GLIBC_MOST" | sort -V | tail -1)" = "$GLIBC_MOST" ] ||
+        die "$1 needs $newest, but JetPack 6 and the package's Depends allow GLIBC_$GLIBC_MOST at most"
+    say "$(basename "$1"): $newest at most"
+}
+
+# The mirror that this machine uses for Debian already.
+debian_mirror() {
+    local mirror
+    # shellcheck disable=SC2016
+    mirror=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        awk '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
+    echo "${mirror:-http://deb.debian.org/debian/}"
+}
+
+# A private state of apt for one suite and architecture, which is neither installed from nor left behind on the machine; sets the array
+# private_apt to the options that use it.
+private_apt() { # suite architecture
+    packages debian-archive-keyring
+    local state="$CROSS/apt-$1-$2" mirror
+    mirror=$(debian_mirror)
+    mkdir -p "$state/lists/partial" "$state/cache/archives/partial"
+    : >"$state/status"
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $1 main" >"$state/sources.list"
+    private_apt=(-o "Dir::State=$state" -o "Dir::State::lists=$state/lists" -o "Dir::State::status=$state/status"
+        -o "Dir::Cache=$state/cache" -o "Dir::Etc::sourcelist=$state/sources.list" -o Dir::Etc::sourceparts=-
+        -o APT::Sandbox::User=root -o "APT::Architecture=$2" -o "APT::Architectures=$2")
+    apt-get "${private_apt[@]}" update -qq >&2 || die "the lists of $1 cannot be read from $mirror"
+}

@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# Runs the appliance's tests as arm64 programs under qemu-user, and lets DCMTK on this machine talk to the arm64 program. After
+# cross/build.sh. What trains, what only reads tables, and what needs minutes of emulated arithmetic is left to the native run.
+. "$(dirname "$0")/lib.sh"
+
+[ -e "$CROSS/sysroot" ] || die "cross/build.sh comes first"
+packages dcmtk jq xz-utils
+emulation
+arm64_environment "$(cat "$CROSS/sysroot")"
+
+### The project's own tests
+# Rooms whose unit tests take seconds under emulation: bytes that come in, state, geometry, both sides of the vector units.
+tests=(--lib --test receive_dcmtk --test receive_durable --test receive_hostile --test codecs_dcmtk --test series_real)
+skipped=(
+    # They train or run whole networks.
+    --skip model:: --skip pipeline:: --skip adapter:: --skip segex:: --skip engine::tensorrt
+    # Measures this process's memory, which is the emulator's here.
+    --skip a_pdu_that_claims_a_gigabyte_and_a_half_is_aborted
+)
+cargo test --release --locked --no-default-features --target $TRIPLE "${tests[@]}" -- "${skipped[@]}"
+
+### The program and DCMTK
+program="$OUTPUT/$TRIPLE/release/scanside"
+dir=$(mktemp -d)
+server=
+finish() {
+    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    wait 2>/dev/null || true
+    rm -rf "$dir"
+}
+trap finish EXIT
+cat >"$dir/scanside.toml" <<EOF
+[station]
+listen = "127.0.0.1:0"
+[storage]
+state_dir = "$dir/state"
+min_free_mb = 16
+[[modality]]
+ae_title = "MR1"
+EOF
+series=../shared/data/thigh_vlvm_oai_9014209
+if [ -d "$series" ]; then
+    what="a real series"
+elif [ -n "${SCANSIDE_REQUIRE_DATA:-}" ]; then
+    die "required data is missing: $series"
+else
+    say "SKIPPED: no real series at $series; a phantom takes its place"
+    what="a phantom's series"
+    "$program" phantom --out "$dir/phantom" >/dev/null
+    series="$dir/phantom/series"
+fi
+files=("$series"/*.dcm)
+"$program" serve -c "$dir/scanside.toml" >"$dir/out" 2>"$dir/log" &
+server=$!
+for _ in $(seq 600); do
+    grep -q '^ready on' "$dir/out" && break
+    kill -0 $server 2>/dev/null || die "the arm64 program ended: $(cat "$dir/log")"
+    sleep 0.5
+done
+port=$(sed -n 's/^ready on 127.0.0.1:\([0-9]*\).*/\1/p' "$dir/out")
+[ -n "$port" ] || die "the arm64 program does not listen: $(cat "$dir/log")"
+echoscu -aet MR1 -aec SCANSIDE 127.0.0.1 "$port" || die "no C-ECHO from the arm64 program"
+say "the arm64 program answers DCMTK's C-ECHO"
+! echoscu -aet STRANGER -aec SCANSIDE 127.0.0.1 "$port" 2>/dev/null || die "the arm64 program let a stranger in"
+dcmsend -aet MR1 -aec SCANSIDE 127.0.0.1 "$port" "${files[@]}" || die "dcmsend failed: $(cat "$dir/log")"
+# The rows were committed before dcmsend was answered.
+"$program" status --json -c "$dir/scanside.toml" >"$dir/status"
+jq -e --argjson n ${#files[@]} '([.open[].pending] + [.jobs[].instances] | add) == $n' "$dir/status" >/dev/null ||
+    die "the arm64 program does not have the ${#files[@]} objects: $(cat "$dir/status")"
+# Files as they came: the bytes of the pixels of each are in the spool.
+[ "$(find "$dir/state/spool/objects" -type f | wc -l)" = ${#files[@]} ] || die "the spool has not ${#files[@]} files"
+say "the arm64 program took $what of ${#files[@]} slices from DCMTK's dcmsend, all of them durable"
