@@ -11,6 +11,7 @@ mod doctor;
 pub mod evaluate;
 #[cfg(feature = "train")]
 mod experiment;
+mod export;
 #[cfg(feature = "train")]
 mod label_next;
 #[cfg(feature = "train")]
@@ -18,6 +19,8 @@ mod labels;
 mod logging;
 mod notify;
 mod phantom;
+#[cfg(feature = "train")]
+mod quantise;
 mod review;
 mod segex;
 mod segment;
@@ -88,6 +91,11 @@ enum Command {
     /// Segment volumes that nobody has labelled and show how plausible the results are
     #[cfg(feature = "train")]
     Survey(survey::SurveyArgs),
+    /// Write the network's graphs as ONNX files in any precision, the same bytes every time
+    Export(export::ExportArgs),
+    /// Calibrate INT8 and find the layers that it hurts
+    #[cfg(feature = "train")]
+    Quantise(quantise::QuantiseArgs),
     /// Measure this project beside its peers
     Bench(bench::BenchArgs),
 }
@@ -143,6 +151,9 @@ pub fn main() -> ExitCode {
         Command::Segex(args) => segex::run(&args),
         #[cfg(feature = "train")]
         Command::Survey(args) => survey::run(&args),
+        Command::Export(args) => export::run(&args),
+        #[cfg(feature = "train")]
+        Command::Quantise(args) => quantise::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match outcome {
