@@ -1,6 +1,8 @@
 //! The commands, one file each.
 
 mod bench;
+#[cfg(feature = "train")]
+mod bench_precision;
 pub mod bench_receive;
 pub mod bench_segment;
 #[cfg(feature = "train")]
@@ -18,6 +20,7 @@ mod label_next;
 mod labels;
 mod logging;
 mod notify;
+mod onnx_runtime;
 mod phantom;
 #[cfg(feature = "train")]
 mod quantise;
