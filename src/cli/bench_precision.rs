@@ -82,8 +82,8 @@ pub(super) fn run(args: &PrecisionArgs) -> anyhow::Result<ExitCode> {
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
     let mut manifest = Manifest::load(&args.manifest)?;
-    let mut left = args.volumes;
-    manifest.volume.retain(|e| e.usage.tested() && std::mem::replace(&mut left, left.saturating_sub(1)) > 0);
+    manifest.volume.retain(|e| e.usage.tested());
+    manifest.volume.truncate(args.volumes);
     let cases = load_cases(&manifest, &adapter.meta.task, |_| true)?;
     let shapes = adapter.tensors.iter().map(|(n, t)| (n.clone(), t.shape.clone())).collect();
     let graphs = emit_all(&base, &shapes, size)?;
