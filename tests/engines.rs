@@ -10,7 +10,7 @@ use std::process::Command;
 use scanside::adapter::Adapter;
 use scanside::engine::cpu::CpuEngine;
 use scanside::model::network::{engine_shapes, padded};
-use scanside::model::onnx::{EngineManifest, Graph, Precision, emit_all};
+use scanside::model::onnx::{EngineManifest, Graph, Precision, Recipe, emit_all};
 use scanside::model::weights::{BaseWeights, MOBILE_SAM_SHA256, load_or_fetch};
 use scanside::pipeline::EngineNetworks;
 use scanside::pipeline::probe::{MaskTally, masks_of, phantom_images};
@@ -52,10 +52,8 @@ fn manifests_and_recipes_are_whole() {
 
 #[test]
 fn engines_make_every_graph_with_its_hash() {
-    let out = Command::new(root().join("engines/make.sh"))
-        .env("SCANSIDE", env!("CARGO_BIN_EXE_scanside"))
-        .output()
-        .unwrap();
+    let out =
+        Command::new(root().join("engines/make.sh")).env("SCANSIDE", env!("CARGO_BIN_EXE_scanside")).output().unwrap();
     let said = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
     println!("{said}");
     assert!(out.status.success());
@@ -158,4 +156,14 @@ fn quantise_needs_something_to_look_at() {
     let (ok, said) = run(&["--engine", "engines/mobile-sam-256", "--rules", "best"]);
     assert!(!ok && said.contains("no rule"), "{said}");
     assert!(!dir.path().join("r.toml").exists());
+    // A site's own volumes instead of phantoms, here phantoms again. Without time, every layer is kept and the file says so.
+    let site = dir.path().join("site.toml");
+    std::fs::write(&site, "structures = [\"VL\", \"VM\", \"VI\", \"RF\"]\n[[volume]]\nname = \"a\"\nphantom = 7\n")
+        .unwrap();
+    let (ok, said) =
+        run(&["--manifest", site.to_str().unwrap(), "--slices", "2", "--rules", "min-max", "--minutes", "0"]);
+    assert!(ok, "{said}");
+    let recipe = Recipe::load(&dir.path().join("r.toml")).unwrap();
+    assert!(recipe.made["slices"].contains("2 calibrated, 2 measured: slices of a site"), "{:?}", recipe.made);
+    assert!(recipe.kept().count() > 60);
 }

@@ -46,7 +46,9 @@ impl Setting {
 
     fn ranges(&self, rule: RangeRule) -> BTreeMap<String, f32> {
         let mut observer = Observer::new(&self.graphs[0], 2).unwrap();
-        self.images.iter().for_each(|i| drop(observer.run(&self.inputs(i)).unwrap()));
+        for image in &self.images {
+            observer.run(&self.inputs(image)).unwrap();
+        }
         observer.into_calibration().ranges(rule).unwrap()
     }
 
@@ -95,7 +97,11 @@ fn int8_on_the_embedded_engine_stays_near_and_keeps_what_it_is_told_to() {
         (off(&wanted[0], &engine.run(&s.inputs(&s.images[0])).unwrap()[0]), onnx.len())
     };
     let (error, bytes) = with(&BTreeSet::new());
-    println!("INT8: relative error of the embedding {error:.4}, {} KiB of {} KiB", bytes >> 10, encoder.onnx.len() >> 10);
+    println!(
+        "INT8: relative error of the embedding {error:.4}, {} KiB of {} KiB",
+        bytes >> 10,
+        encoder.onnx.len() >> 10
+    );
     // Bytes everywhere cost this encoder much; that is why layers are chosen by measurement.
     assert!(error < 0.6 && error > 1e-4, "{error}");
     assert!(bytes * 2 < encoder.onnx.len(), "weights are a quarter");
@@ -135,7 +141,7 @@ fn types(onnx: &[u8]) -> BTreeMap<String, BTreeSet<i32>> {
             assert!(reads.iter().all(|t| *t == reads[0]), "{} reads {reads:?}", n.name);
             seen.entry(n.op_type.clone()).or_default().extend(reads);
         }
-        n.output.iter().for_each(|o| drop(of.insert(o.clone(), gives)));
+        of.extend(n.output.iter().map(|o| (o.clone(), gives)));
     }
     for o in &graph.output {
         assert_eq!(of[&o.name], FLOAT, "{}", o.name);
@@ -171,7 +177,12 @@ fn normalisation_and_softmax_stay_in_fp32() {
 fn a_search_finds_what_hurts_and_says_why() {
     let s = setting();
     let slices = Slices { calibration: s.images[..1].to_vec(), measured: s.images[1..2].to_vec() };
-    let setting = SearchSetting { rules: vec![RangeRule::MinMax, RangeRule::LeastError], ranking: 1, minutes: 0.0, ..SearchSetting::default() };
+    let setting = SearchSetting {
+        rules: vec![RangeRule::MinMax, RangeRule::LeastError],
+        ranking: 1,
+        minutes: 0.0,
+        ..SearchSetting::default()
+    };
     let mut told = Vec::new();
     // No time: every layer is kept, and the reason says so.
     let found = search(&s.base, &s.adapter, &slices, &setting, &mut |t| told.push(t)).unwrap();
@@ -185,7 +196,10 @@ fn a_search_finds_what_hurts_and_says_why() {
     assert_eq!(Recipe::parse(&text, "x").unwrap(), found.recipe);
     let none = Slices { calibration: Vec::new(), ..slices.clone() };
     assert!(search(&s.base, &s.adapter, &none, &setting, &mut |_| ()).unwrap_err().to_string().contains("calibration"));
-    let broken = Slices { calibration: vec![Tensor { data: vec![f32::NAN; s.images[0].data.len()], ..s.images[0].clone() }], ..slices };
+    let broken = Slices {
+        calibration: vec![Tensor { data: vec![f32::NAN; s.images[0].data.len()], ..s.images[0].clone() }],
+        ..slices
+    };
     let e = search(&s.base, &s.adapter, &broken, &setting, &mut |_| ()).unwrap_err().to_string();
     assert!(e.contains("not finite"), "{e}");
 }
@@ -263,7 +277,9 @@ for p in ('fp32', 'fp16', 'int8', 'int8-fp16'):
         let data = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         Tensor::new(shape, data)
     };
-    let masks = |word: &str| planes(&theirs(&format!("{word}.masks"), &[count, 1, edge, edge]), count, "ort", "decoder").unwrap();
+    let masks = |word: &str| {
+        planes(&theirs(&format!("{word}.masks"), &[count, 1, edge, edge]), count, "ort", "decoder").unwrap()
+    };
     let ours = |precision: Precision| {
         let n = s.networks(precision, &recipe);
         assert_eq!(n.identity().precision, precision.word());

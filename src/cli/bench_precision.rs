@@ -149,8 +149,17 @@ pub(super) fn run(args: &PrecisionArgs) -> anyhow::Result<ExitCode> {
         .collect::<anyhow::Result<_>>()?;
     let mut fact = |name: &str, value: String| facts.push((name.into(), value));
     fact("adapter", format!("{} {}, sha256 {sha256}", adapter.meta.name, adapter.meta.version));
-    fact("trained", format!("{} slices of {} volumes, {} steps in the main phase, seed {}", p.slices, p.volumes, p.steps, p.seed));
-    fact("tested", format!("{} slices of {} volumes, input {size} px, {} further crops", comparison.slices, comparison.volumes, adapter.meta.prompting.crops));
+    fact(
+        "trained",
+        format!("{} slices of {} volumes, {} steps in the main phase, seed {}", p.slices, p.volumes, p.steps, p.seed),
+    );
+    fact(
+        "tested",
+        format!(
+            "{} slices of {} volumes, input {size} px, {} further crops",
+            comparison.slices, comparison.volumes, adapter.meta.prompting.crops
+        ),
+    );
     for (name, r) in &recipes {
         for (what, value) in &r.made {
             fact(&format!("{name}: {what}"), value.clone());
@@ -174,7 +183,13 @@ pub(super) fn run(args: &PrecisionArgs) -> anyhow::Result<ExitCode> {
         }
     }
     for (_, found) in rows.iter().zip(&comparison.rows).filter(|(r, _)| r.precision.is_int8() && !r.runtime) {
-        ensure!(found.lost.mean <= args.bound, "{} loses {:.4} mean Dice, more than {}", found.name, found.lost.mean, args.bound);
+        ensure!(
+            found.lost.mean <= args.bound,
+            "{} loses {:.4} mean Dice, more than {}",
+            found.name,
+            found.lost.mean,
+            args.bound
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -64,7 +64,10 @@ pub fn run(args: &ExportArgs) -> anyhow::Result<ExitCode> {
                 (Some(path), _) => {
                     let adapter = Adapter::load(path)?;
                     adapter.check(base.sha256())?;
-                    (adapter.tensors.iter().map(|(n, t)| (n.clone(), t.shape.clone())).collect(), adapter.meta.input_size)
+                    (
+                        adapter.tensors.iter().map(|(n, t)| (n.clone(), t.shape.clone())).collect(),
+                        adapter.meta.input_size,
+                    )
                 }
                 (None, Some(k @ 1..=120)) if (1..=256).contains(&args.rank) => (engine_shapes(k, args.rank), 448),
                 _ => bail!("--structures takes 1 to 120, --rank 1 to 256"),

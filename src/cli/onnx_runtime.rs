@@ -37,7 +37,12 @@ impl Peer {
         std::fs::write(&worker, WORKER)?;
         inputs.iter().try_for_each(|(n, t)| write(folder.path(), n, t))?;
         let mut child = Command::new(python)
-            .args([worker.as_os_str(), model.as_os_str(), threads.max(1).to_string().as_ref(), folder.path().as_os_str()])
+            .args([
+                worker.as_os_str(),
+                model.as_os_str(),
+                threads.max(1).to_string().as_ref(),
+                folder.path().as_os_str(),
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -47,7 +52,10 @@ impl Peer {
         let mut peer = Peer { child, ask, answer, folder, version: String::new() };
         let hello = peer.line()?;
         let Some(version) = hello.strip_prefix("ready") else {
-            bail!("{} has no onnxruntime, or it refused the graph: pip install onnxruntime, or leave out --python", python.display());
+            bail!(
+                "{} has no onnxruntime, or it refused the graph: pip install onnxruntime, or leave out --python",
+                python.display()
+            );
         };
         peer.version = version.trim().to_string();
         Ok(peer)

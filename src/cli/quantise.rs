@@ -99,7 +99,11 @@ pub fn run(args: &QuantiseArgs) -> anyhow::Result<ExitCode> {
         }
         Told::Alone(done, total, ..) => step(done, total, "layers alone"),
         Told::Rule(rule, dice, error) => bar.suspend(|| {
-            println!("{}: all in bytes, Dice with FP32 {dice:.4}, mask logits off by {:.1} %", rule.word(), 100.0 * error);
+            println!(
+                "{}: all in bytes, Dice with FP32 {dice:.4}, mask logits off by {:.1} %",
+                rule.word(),
+                100.0 * error
+            );
         }),
         Told::Kept(kept, dice) => bar.suspend(|| println!("{kept} layers kept: Dice with FP32 {dice:.4}")),
     })?;
@@ -107,7 +111,10 @@ pub fn run(args: &QuantiseArgs) -> anyhow::Result<ExitCode> {
     let mut made = |name: &str, value: String| found.recipe.made.insert(name.into(), value);
     made("slices", format!("{calibrated} calibrated, {measured} measured: {from}"));
     for (rule, dice, error) in &found.rules {
-        made(&format!("all in bytes, {}", rule.word()), format!("Dice {dice:.4}, mask logits off by {:.1} %", 100.0 * error));
+        made(
+            &format!("all in bytes, {}", rule.word()),
+            format!("Dice {dice:.4}, mask logits off by {:.1} %", 100.0 * error),
+        );
     }
     made("largest value inside", format!("{:.3e}; FP16 ends at 65504", found.largest));
     std::fs::write(&args.out, found.recipe.text()).with_context(|| format!("cannot write {}", args.out.display()))?;

@@ -112,8 +112,7 @@ impl MaskTally {
     }
 
     fn mean(&self, of: impl Fn([f64; 3]) -> f64) -> f64 {
-        let seen: Vec<f64> =
-            self.pixels.iter().filter(|p| p[1] + p[2] > 0).map(|p| of(p.map(|n| n as f64))).collect();
+        let seen: Vec<f64> = self.pixels.iter().filter(|p| p[1] + p[2] > 0).map(|p| of(p.map(|n| n as f64))).collect();
         if seen.is_empty() { 1.0 } else { seen.iter().sum::<f64>() / seen.len() as f64 }
     }
 }

@@ -215,7 +215,8 @@ fn calibrate(
     tell: &mut dyn FnMut(Told),
 ) -> Result<BTreeMap<String, Calibration>, QuantiseError> {
     let [encoder, classifier, decoder] = graphs;
-    let mut watched = [Observer::new(encoder, threads)?, Observer::new(classifier, threads)?, Observer::new(decoder, threads)?];
+    let mut watched =
+        [Observer::new(encoder, threads)?, Observer::new(classifier, threads)?, Observer::new(decoder, threads)?];
     let count = adapter.meta.task.structures.len();
     for (i, image) in slices.calibration.iter().enumerate() {
         let with = |graph, own: &[(&'static str, &Tensor)]| -> Vec<(String, Tensor)> {
@@ -382,7 +383,9 @@ impl Search<'_> {
 
 fn reason(place: usize, of: usize, alone: Option<f64>) -> String {
     match alone {
-        Some(share) => format!("in bytes alone it changes the mask logits by {:.2} %, place {} of {of}", 100.0 * share, place + 1),
+        Some(share) => {
+            format!("in bytes alone it changes the mask logits by {:.2} %, place {} of {of}", 100.0 * share, place + 1)
+        }
         None => "not measured: the search's time was up".into(),
     }
 }

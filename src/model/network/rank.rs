@@ -51,8 +51,7 @@ pub fn padded(
         if t.shape == *shape {
             return Ok(t.clone());
         }
-        let mismatch =
-            || ShapeError::Mismatch { name: name.clone(), found: t.shape.clone(), expected: shape.clone() };
+        let mismatch = || ShapeError::Mismatch { name: name.clone(), found: t.shape.clone(), expected: shape.clone() };
         let (&[rows, columns], &[all, width]) = (&t.shape[..], &shape[..]) else { return Err(mismatch()) };
         if !lora || rows > all || columns > width || columns == 0 {
             return Err(mismatch());

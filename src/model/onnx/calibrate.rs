@@ -342,17 +342,16 @@ mod tests {
         values.push(1000.0);
         assert_eq!(range(&[&values], RangeRule::MinMax), 1000.0);
         assert!(range(&[&values], RangeRule::Percentile(99.9)) < 1.5);
-        // One value is worth its own squared error: the least error clips it little, and far less where there are more small ones.
         assert!(range(&[&values], RangeRule::Entropy) < 500.0);
-        let mut few = vec![0.3f32; 100_000_000 / 1000];
-        few.extend([1.0; 20]);
-        few.push(1.2);
-        assert!(range(&[&few], RangeRule::LeastError) <= 1.2);
+        // Squared errors weigh the one value as much as all others together: it is clipped, but not far.
+        let least = range(&[&values], RangeRule::LeastError);
+        assert!(least > 500.0 && least < 1000.0, "{least}");
     }
 
     #[test]
     fn the_least_error_is_the_least() {
-        let values: Vec<f32> = (0..20_000).map(|i| ((i * 7919 % 20_000) as f32 / 20_000.0 - 0.5).powi(5) * 40.0).collect();
+        let values: Vec<f32> =
+            (0..20_000).map(|i| ((i * 7919 % 20_000) as f32 / 20_000.0 - 0.5).powi(5) * 40.0).collect();
         let error = |range: f32| -> f64 {
             let step = range / BYTE;
             let round = |v: &f32| (v / step).round().clamp(-BYTE, BYTE) * step;

@@ -39,7 +39,9 @@ pub enum ManifestError {
         problem: String,
     },
     /// The base weights are others.
-    #[error("the engine {name} is made from base weights {wanted}, these are {found}: `scanside weights fetch` gets the right ones")]
+    #[error(
+        "the engine {name} is made from base weights {wanted}, these are {found}: `scanside weights fetch` gets the right ones"
+    )]
     Base {
         /// The engine.
         name: String,

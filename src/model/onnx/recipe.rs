@@ -96,7 +96,9 @@ pub enum RecipeError {
         problem: String,
     },
     /// It was made for something else.
-    #[error("the recipe is for {what} {wanted}, here it is {found}: take the recipe of this engine or make one with `scanside quantise`")]
+    #[error(
+        "the recipe is for {what} {wanted}, here it is {found}: take the recipe of this engine or make one with `scanside quantise`"
+    )]
     Other {
         /// What differs.
         what: &'static str,
@@ -109,7 +111,9 @@ pub enum RecipeError {
     #[error("INT8 needs a recipe: give --recipe, or make one with `scanside quantise`")]
     None,
     /// A layer of the graph is not in it.
-    #[error("the recipe says nothing of {layer} of the {graph}: it was made for adapters that train this layer; make one with `scanside quantise`")]
+    #[error(
+        "the recipe says nothing of {layer} of the {graph}: it was made for adapters that train this layer; make one with `scanside quantise`"
+    )]
     Layer {
         /// The graph.
         graph: String,
