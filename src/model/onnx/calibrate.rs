@@ -343,9 +343,9 @@ mod tests {
         assert_eq!(range(&[&values], RangeRule::MinMax), 1000.0);
         assert!(range(&[&values], RangeRule::Percentile(99.9)) < 1.5);
         assert!(range(&[&values], RangeRule::Entropy) < 500.0);
-        // Squared errors weigh the one value as much as all others together: it is clipped, but not far.
+        // The square of the one value weighs more than those of all others: this rule clips where many values are large.
         let least = range(&[&values], RangeRule::LeastError);
-        assert!(least > 500.0 && least < 1000.0, "{least}");
+        assert!(least > 900.0, "{least}");
     }
 
     #[test]
