@@ -26,6 +26,8 @@ pub mod pipeline;
 #[cfg(feature = "train")]
 pub mod evaluate;
 #[cfg(feature = "train")]
+pub mod precision;
+#[cfg(feature = "train")]
 pub mod train;
 // Floor 6: experiments over the training host.
 #[cfg(feature = "train")]

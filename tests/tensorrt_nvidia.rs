@@ -2,15 +2,13 @@
 //! and the lack of CUDA is an error and no crash. tests/setup-nvidia.sh fetches them; without them this test says SKIPPED.
 #![allow(unsafe_code)]
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use scanside::adapter::Adapter;
 use scanside::engine::tensorrt::{BuildOptions, Builder, CudaReady, Library, Runtime, Search, Severity, TrtError};
-use scanside::model::onnx::precision::{quantisable, to_half, to_int8};
-use scanside::model::onnx::{emit_classifier, emit_decoder, emit_encoder};
+use scanside::model::onnx::{EngineManifest, Precision, emit_all};
 
 fn folder(version: &str) -> Option<PathBuf> {
     let root =
@@ -100,22 +98,25 @@ fn nvidias_parser_and_builder_take_our_graphs() {
         assert!(library.builds());
         // SAFETY: TensorRT-RTX builds without CUDA; that is what it is here for.
         let mut builder = Builder::new(&library, unsafe { CudaReady::assume() }).unwrap();
-        for graph in [
-            emit_classifier(&base, &shapes, size).unwrap(),
-            emit_decoder(&base, &shapes, size).unwrap(),
-            emit_encoder(&base, &shapes, size).unwrap(),
-        ] {
-            // Whether the parser takes the nodes does not depend on the ranges.
-            let ranges = quantisable(&graph.onnx).unwrap().into_iter().map(|q| (q.activation, 8.0)).collect();
-            let int8 = to_int8(&graph.onnx, &ranges, &BTreeSet::new()).unwrap();
-            for (precision, onnx) in [
-                ("fp16", to_half(&graph.onnx).unwrap()),
-                ("int8", int8.clone()),
-                ("int8 and fp16", to_half(&int8).unwrap()),
-            ] {
-                let plan = builder.build(&onnx, &BuildOptions::default()).unwrap();
-                println!("{} {precision}: {} layers, a plan of {} KiB", graph.name, plan.layers, plan.plan.len() >> 10);
-                assert!(plan.layers > 5 && !plan.outputs.is_empty(), "{} {precision}", graph.name);
+        // The recipe's own graphs, once for the adapter's tensors and once as engines/ makes them, with LoRA at the highest rank.
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("engines/mobile-sam-256");
+        let manifest = EngineManifest::load(&folder).unwrap();
+        let recipe = manifest.recipe(&folder).unwrap();
+        assert_eq!(manifest.input_size, size);
+        let own = emit_all(&base, &shapes, size).unwrap();
+        for graph in own.iter().chain(&manifest.graphs(&base).unwrap()) {
+            for precision in [Precision::Fp16, Precision::Int8, Precision::Int8Fp16] {
+                let made = precision.of(graph, Some(&recipe)).unwrap();
+                let plan = builder.build(&made.onnx, &BuildOptions::default()).unwrap();
+                println!(
+                    "{} {}: {} layers, a plan of {} KiB",
+                    graph.name,
+                    precision.word(),
+                    plan.layers,
+                    plan.plan.len() >> 10
+                );
+                assert!(plan.layers > 5 && !plan.outputs.is_empty(), "{} {}", graph.name, precision.word());
+                assert_eq!(plan.inputs.len(), graph.inputs.len() + graph.adapter_inputs.len(), "LoRA's inputs stay");
             }
             let plan = builder.build(&graph.onnx, &BuildOptions::default()).unwrap();
             println!("{} fp32: {} layers, a plan of {} KiB", graph.name, plan.layers, plan.plan.len() >> 10);

@@ -18,6 +18,9 @@ enum Bench {
     /// One training step, beside PyTorch's on the same architecture
     #[cfg(feature = "train")]
     TrainStep(super::bench_train::TrainStepArgs),
+    /// Dice that FP16 and INT8 cost on labelled volumes, beside ONNX Runtime
+    #[cfg(feature = "train")]
+    Precision(super::bench_precision::PrecisionArgs),
     /// The encoder, beside ONNX Runtime on the same ONNX
     Segment(super::bench_segment::SegmentArgs),
 }
@@ -27,6 +30,8 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         Bench::Receive(ref args) => super::bench_receive::run(args),
         #[cfg(feature = "train")]
         Bench::TrainStep(ref args) => super::bench_train::run(args),
+        #[cfg(feature = "train")]
+        Bench::Precision(ref args) => super::bench_precision::run(args),
         Bench::Segment(ref args) => super::bench_segment::run(args),
     }
 }

@@ -1,20 +1,16 @@
 //! `scanside bench segment`: the encoder beside ONNX Runtime on the same ONNX, alternately in one run.
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
 use clap::Args;
 
+use super::onnx_runtime::Peer;
 use crate::engine::cpu::CpuEngine;
 use crate::engine::{Engine, Tensor};
 use crate::model::network::Shapes;
 use crate::model::{onnx, weights};
-
-/// The peer's half, run by Python.
-const WORKER: &str = include_str!("../../tests/reference/ort_worker.py");
 
 /// What to measure.
 #[derive(Args, Debug, Clone)]
@@ -91,9 +87,8 @@ pub fn encoder(args: &SegmentArgs) -> anyhow::Result<Vec<EncoderTime>> {
         let graph = onnx::emit_encoder(&base, &Shapes::new(), size)?;
         let n = 3 * size * size;
         let image = Tensor::new(&[1, 3, size, size], (0..n).map(|i| ((i % 977) as f32 / 488.0) - 1.0).collect());
-        let dir = tempfile::tempdir()?;
         let mut peer = match &args.python {
-            Some(python) => Some(Peer::start(python, dir.path(), &graph.onnx, &image, args.threads)?),
+            Some(python) => Some(Peer::start(python, &graph.onnx, &[(onnx::IMAGE, &image)], args.threads)?),
             None => None,
         };
         let engine = CpuEngine::load(&graph.name, graph.onnx, args.threads)?;
@@ -117,56 +112,4 @@ pub fn encoder(args: &SegmentArgs) -> anyhow::Result<Vec<EncoderTime>> {
         }
     }
     Ok(times)
-}
-
-/// ONNX Runtime in a Python process that runs once for each line it reads.
-struct Peer {
-    child: Child,
-    ask: ChildStdin,
-    answer: BufReader<ChildStdout>,
-}
-
-impl Peer {
-    fn start(python: &Path, dir: &Path, onnx: &[u8], image: &Tensor, threads: usize) -> anyhow::Result<Self> {
-        let (model, worker) = (dir.join("encoder.onnx"), dir.join("worker.py"));
-        std::fs::write(&model, onnx)?;
-        std::fs::write(&worker, WORKER)?;
-        let raw: Vec<u8> = image.data.iter().flat_map(|v| v.to_le_bytes()).collect();
-        std::fs::write(dir.join(format!("{}.f32", onnx::IMAGE)), raw)?;
-        let mut child = Command::new(python)
-            .args([worker.as_os_str(), model.as_os_str(), threads.max(1).to_string().as_ref(), dir.as_os_str()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", python.display()))?;
-        let ask = child.stdin.take().context("no pipe to the peer")?;
-        let answer = BufReader::new(child.stdout.take().context("no pipe from the peer")?);
-        let mut peer = Peer { child, ask, answer };
-        let hello = peer.line()?;
-        if !hello.starts_with("ready") {
-            bail!("{} has no onnxruntime: pip install onnxruntime, or leave out --python", python.display());
-        }
-        Ok(peer)
-    }
-
-    fn line(&mut self) -> anyhow::Result<String> {
-        let mut line = String::new();
-        self.answer.read_line(&mut line)?;
-        Ok(line)
-    }
-
-    /// Seconds of one run.
-    fn run(&mut self) -> anyhow::Result<f64> {
-        writeln!(self.ask, "run")?;
-        let line = self.line()?;
-        line.trim().parse().with_context(|| format!("the peer answered {line:?}"))
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        // It ends when its input does; a stuck one must not outlive the measurement.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

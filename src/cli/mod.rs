@@ -1,6 +1,8 @@
 //! The commands, one file each.
 
 mod bench;
+#[cfg(feature = "train")]
+mod bench_precision;
 pub mod bench_receive;
 pub mod bench_segment;
 #[cfg(feature = "train")]
@@ -11,6 +13,7 @@ mod doctor;
 pub mod evaluate;
 #[cfg(feature = "train")]
 mod experiment;
+mod export;
 #[cfg(feature = "train")]
 mod label_next;
 #[cfg(feature = "train")]
@@ -18,8 +21,11 @@ mod labels;
 mod logging;
 mod manual;
 mod notify;
+mod onnx_runtime;
 mod phantom;
 mod retention;
+#[cfg(feature = "train")]
+mod quantise;
 mod review;
 mod segex;
 mod segment;
@@ -92,6 +98,11 @@ enum Command {
     /// Segment volumes that nobody has labelled and show how plausible the results are
     #[cfg(feature = "train")]
     Survey(survey::SurveyArgs),
+    /// Write the network's graphs as ONNX files in any precision, the same bytes every time
+    Export(export::ExportArgs),
+    /// Calibrate INT8 and find the layers that it hurts
+    #[cfg(feature = "train")]
+    Quantise(quantise::QuantiseArgs),
     /// Measure this project beside its peers
     Bench(bench::BenchArgs),
     /// Write man pages and shell completions, for the package
@@ -151,6 +162,9 @@ pub fn main() -> ExitCode {
         Command::Segex(args) => segex::run(&args),
         #[cfg(feature = "train")]
         Command::Survey(args) => survey::run(&args),
+        Command::Export(args) => export::run(&args),
+        #[cfg(feature = "train")]
+        Command::Quantise(args) => quantise::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Manual(args) => manual::run(&args),
     };

@@ -21,6 +21,7 @@ pub struct CpuEngine {
     inputs: Vec<Input>,
     outputs: Vec<NodeId>,
     threads: usize,
+    precision: String,
 }
 
 struct Input {
@@ -54,7 +55,12 @@ impl CpuEngine {
         let outputs = model.output_ids().to_vec();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { cores } else { threads.min(cores) };
-        Ok(CpuEngine { graph: graph.to_string(), model, inputs, outputs, threads })
+        Ok(CpuEngine { graph: graph.to_string(), model, inputs, outputs, threads, precision: "fp32".into() })
+    }
+
+    /// States the precision that the graph's maker gave it, for [`Engine::identity`]; otherwise `fp32`.
+    pub fn stating(self, precision: &str) -> Self {
+        CpuEngine { precision: precision.into(), ..self }
     }
 
     /// Names and shapes of the inputs, in the graph's order.
@@ -113,7 +119,7 @@ impl Engine for CpuEngine {
     }
 
     fn identity(&self) -> EngineIdentity {
-        EngineIdentity { kind: NAME.into(), version: RTEN.into(), precision: "fp32".into() }
+        EngineIdentity { kind: NAME.into(), version: RTEN.into(), precision: self.precision.clone() }
     }
 }
 

@@ -55,3 +55,13 @@ pub trait Engine: Send + Sync {
     /// What this engine is.
     fn identity(&self) -> EngineIdentity;
 }
+
+/// A loaded graph that several share.
+impl<E: Engine + ?Sized> Engine for std::sync::Arc<E> {
+    fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, EngineError> {
+        (**self).run(inputs)
+    }
+    fn identity(&self) -> EngineIdentity {
+        (**self).identity()
+    }
+}

@@ -7,7 +7,7 @@ use crate::adapter::Adapter;
 use crate::engine::cpu::CpuEngine;
 use crate::engine::{Engine, EngineError, EngineIdentity, Tensor};
 use crate::model::network::ShapeError;
-use crate::model::onnx::{BOXES, EMBEDDING, Graph, IMAGE, emit_classifier, emit_decoder, emit_encoder};
+use crate::model::onnx::{BOXES, EMBEDDING, Graph, IMAGE, emit_all};
 use crate::model::weights::BaseWeights;
 
 /// A loaded graph and the adapter tensors that it takes at every run.
@@ -89,17 +89,28 @@ impl EngineNetworks {
     /// [`NetworksError`]: a tensor that does not fit, or a graph that the engine refuses.
     pub fn cpu(base: &BaseWeights, adapter: &Adapter, threads: usize) -> Result<Self, NetworksError> {
         let shapes = adapter.tensors.iter().map(|(n, t)| (n.clone(), t.shape.clone())).collect();
-        let size = adapter.meta.input_size;
-        let part = |name: &'static str, graph: Graph| -> Result<Part, NetworksError> {
-            let engine = CpuEngine::load(name, graph.onnx, threads)?;
+        let graphs = emit_all(base, &shapes, adapter.meta.input_size)?;
+        Self::of(&graphs, adapter, |g| Ok(Box::new(CpuEngine::load(&g.name, g.onnx.clone(), threads)?)))
+    }
+
+    /// Encoder, classifier and decoder as they are, in whatever precision, each on the engine that `load` makes of it.
+    ///
+    /// # Errors
+    /// What `load` says; [`EngineError::Load`] where the adapter lacks a tensor that a graph takes.
+    pub fn of(
+        [encoder, classifier, decoder]: &[Graph; 3],
+        adapter: &Adapter,
+        mut load: impl FnMut(&Graph) -> Result<Box<dyn Engine>, EngineError>,
+    ) -> Result<Self, NetworksError> {
+        let mut part = |name: &'static str, graph: &Graph| -> Result<Part, NetworksError> {
             let wanted = graph.adapter_inputs.keys().map(String::as_str);
-            Ok(Part::new(name, Box::new(engine), wanted, &adapter.tensors)?)
+            Ok(Part::new(name, load(graph)?, wanted, &adapter.tensors)?)
         };
         Ok(EngineNetworks {
-            encoder: part("encoder", emit_encoder(base, &shapes, size)?)?,
-            classifier: part("classifier", emit_classifier(base, &shapes, size)?)?,
-            decoder: part("decoder", emit_decoder(base, &shapes, size)?)?,
-            size,
+            encoder: part("encoder", encoder)?,
+            classifier: part("classifier", classifier)?,
+            decoder: part("decoder", decoder)?,
+            size: adapter.meta.input_size,
             structures: adapter.meta.task.structures.len(),
         })
     }

@@ -7,6 +7,7 @@ mod legs;
 mod maps;
 mod networks;
 mod phantom_dicom;
+pub mod probe;
 mod prompt;
 mod refine;
 mod result;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::sample::Augmentation;
+use crate::model::network::TRAINED_WHOLE;
 use crate::pipeline::Prompting;
 
 /// Settings of a run; equal settings, data and seed give the same adapter.
@@ -137,7 +138,7 @@ impl Default for TrainSettings {
             encoder_rank: 8,
             decoder_rank: 3,
             conv_adapters: 0,
-            whole: vec!["mask_decoder.output_upscaling.".into(), "mask_decoder.mask_tokens.".into()],
+            whole: TRAINED_WHOLE.map(String::from).to_vec(),
             position: true,
             steps: 900,
             steps_hold: 10,

@@ -9,9 +9,14 @@ use prost::Message;
 use super::Graph;
 use super::proto::*;
 use crate::engine::Tensor;
-use crate::model::network::Shapes;
+use crate::model::network::{self, Shapes};
 use crate::model::ops::Ops;
 use crate::model::weights::BaseWeights;
+
+/// Begins the name of a constant that the network computes; a weight of the base has the base's own name.
+pub(super) const CONSTANT: &str = "constant/";
+/// Parts a weight's name from the layout in which it is written.
+pub(super) const LAYOUT: char = '#';
 
 /// A value of the graph being written: its shape, and either a node's output or a constant not yet written.
 ///
@@ -90,7 +95,8 @@ impl<'a> Emitter<'a> {
         let model = ModelProto {
             ir_version: 8,
             producer_name: "scanside".into(),
-            producer_version: env!("CARGO_PKG_VERSION").into(),
+            // Not the program's version: a graph keeps its bytes, and what was built from it its use, until the network changes.
+            producer_version: format!("network {}", network::NETWORK_VERSION),
             opset_import: vec![OperatorSetIdProto { domain: String::new(), version: 17 }],
             graph: Some(GraphProto {
                 node: g.nodes,
@@ -217,7 +223,7 @@ impl Ops for Emitter<'_> {
             g.constants += 1;
             g.constants
         };
-        self.new_constant(format!("constant/{count}"), shape, Rc::new(data))
+        self.new_constant(format!("{CONSTANT}{count}"), shape, Rc::new(data))
     }
 
     fn conv2d(&self, x: &Value, w: &Value, b: Option<&Value>, stride: usize, pad: usize, groups: usize) -> Value {
@@ -392,7 +398,7 @@ impl Ops for Emitter<'_> {
 /// A name for a constant in another layout: the same for the same layout, so that it is written once.
 fn derived(name: &str, how: &str, list: &[usize]) -> String {
     let words: Vec<String> = list.iter().map(usize::to_string).collect();
-    format!("{name}#{how}_{}", words.join("_"))
+    format!("{name}{LAYOUT}{how}_{}", words.join("_"))
 }
 
 fn reduced(shape: &[usize], axes: &[usize]) -> Vec<usize> {

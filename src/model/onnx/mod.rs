@@ -2,11 +2,16 @@
 //!
 //! Base weights are initializers, adapter tensors are graph inputs. The same input gives the same bytes.
 
+pub mod calibrate;
 mod emitter;
+mod manifest;
 pub mod precision;
 pub mod proto;
+mod recipe;
 
 pub use emitter::{Emitter, Value};
+pub use manifest::{BaseSource, EngineManifest, ManifestError, PhantomSlices, file_name, sha256};
+pub use recipe::{FORMAT as RECIPE_FORMAT, Layer, Layers, Precision, Recipe, RecipeError};
 
 use std::collections::BTreeMap;
 
@@ -83,6 +88,14 @@ pub fn emit_decoder(base: &BaseWeights, adapter: &Shapes, size: usize) -> Result
 pub fn emit_zero_shot_decoder(base: &BaseWeights, size: usize, prompts: usize) -> Result<Graph, ShapeError> {
     network::check_image_size(size)?;
     Ok(decoder(base, &BTreeMap::new(), size, prompts.max(1), false))
+}
+
+/// Encoder, classifier and decoder of an adapter in FP32; [`Precision::of`] makes other precisions of them.
+///
+/// # Errors
+/// [`ShapeError`] when the size does not fit or the adapter is not whole.
+pub fn emit_all(base: &BaseWeights, adapter: &Shapes, size: usize) -> Result<[Graph; 3], ShapeError> {
+    Ok([emit_encoder(base, adapter, size)?, emit_classifier(base, adapter, size)?, emit_decoder(base, adapter, size)?])
 }
 
 fn decoder(base: &BaseWeights, adapter: &Shapes, size: usize, prompts: usize, class_tokens: bool) -> Graph {

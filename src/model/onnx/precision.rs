@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use half::f16;
 use prost::Message;
 
+use super::emitter::{CONSTANT, LAYOUT};
 use super::proto::*;
 
 /// Operators that stay FP32 in a graph of FP16: sums of squares and exponentials overflow or lose what small terms say.
@@ -29,7 +30,7 @@ const NO_FLOAT: [&str; 2] = ["Greater", "QuantizeLinear"];
 /// Least scale of a quantised tensor: one that never changes is not divided by nothing.
 const LEAST_SCALE: f32 = 1e-8;
 /// Largest magnitude of a signed byte as TensorRT uses it: symmetric, zero at zero.
-const BYTE: f32 = 127.0;
+pub(super) const BYTE: f32 = 127.0;
 
 /// Why a graph cannot be changed.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,9 @@ pub enum PrecisionError {
     /// The model has no graph, or a constant is not what it says.
     #[error("the ONNX graph is not whole: {0}")]
     Whole(String),
+    /// A constant is too large for FP16.
+    #[error("the constant {0} does not fit FP16: keep this model in FP32")]
+    Overflow(String),
     /// A calibration lacks a tensor.
     #[error("no range of {tensor} is known, which {node} reads: calibrate with the same graph")]
     Range {
@@ -78,7 +82,7 @@ fn cast(from: &str, to: &str, kind: i32) -> NodeProto {
 /// The graph in FP16, with normalisation, softmax and sums in FP32.
 ///
 /// # Errors
-/// [`PrecisionError::Read`], [`PrecisionError::Whole`].
+/// [`PrecisionError::Read`], [`PrecisionError::Whole`], [`PrecisionError::Overflow`].
 pub fn to_half(onnx: &[u8]) -> Result<Vec<u8>, PrecisionError> {
     let (mut model, graph) = model(onnx)?;
     let wide = |n: &NodeProto| WIDE.contains(&n.op_type.as_str());
@@ -110,7 +114,11 @@ pub fn to_half(onnx: &[u8]) -> Result<Vec<u8>, PrecisionError> {
         constants.insert(t.name.as_str());
         let values = floats(t)?;
         if by_half.contains(t.name.as_str()) {
-            let raw_data = values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect();
+            let halves: Vec<f16> = values.iter().map(|v| f16::from_f32(*v)).collect();
+            if halves.iter().any(|h| !h.is_finite()) {
+                return Err(PrecisionError::Overflow(t.name.clone()));
+            }
+            let raw_data = halves.iter().flat_map(|h| h.to_le_bytes()).collect();
             initializer.push(TensorProto { data_type: FLOAT16, raw_data, ..t.clone() });
         }
         if by_wide.contains(t.name.as_str()) {
@@ -178,16 +186,21 @@ fn wide_name(v: &str) -> String {
 fn weighted<'a>(node: &'a NodeProto, constants: &BTreeMap<&str, &TensorProto>) -> Option<(&'a str, &'a str)> {
     let [x, w, ..] = node.input.as_slice() else { return None };
     let fits = matches!(node.op_type.as_str(), "Conv" | "MatMul" | "Gemm");
-    // A matrix of more than two axes has no one axis of output channels.
-    let usable = |t: &&TensorProto| t.data_type == FLOAT && (node.op_type == "Conv" || t.dims.len() == 2);
+    // A matrix of more than two axes has no one axis of output channels. What the network computes by itself is no weight.
+    let usable = |t: &&TensorProto| {
+        let own = t.name.starts_with(CONSTANT);
+        t.data_type == FLOAT && !own && (node.op_type == "Conv" || t.dims.len() == 2)
+    };
     (fits && constants.get(w.as_str()).is_some_and(usable) && !constants.contains_key(x.as_str())).then_some((x, w))
 }
 
 /// A node that INT8 can be given to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quantisable {
-    /// Its name in the graph.
+    /// Its name in the graph, which differs between adapters that bring other tensors.
     pub node: String,
+    /// The layer by the name of its weight in the base, e.g. `image_encoder.neck.2`: the same whatever the adapter brings.
+    pub layer: String,
     /// The activation that it reads, whose range a calibration must tell.
     pub activation: String,
     /// Values of its weight.
@@ -207,9 +220,15 @@ pub fn quantisable(onnx: &[u8]) -> Result<Vec<Quantisable>, PrecisionError> {
         .filter_map(|n| {
             let (x, w) = weighted(n, &constants)?;
             let weights = constants.get(w).map_or(0, |t| t.raw_data.len() / 4);
-            Some(Quantisable { node: n.name.clone(), activation: x.into(), weights })
+            Some(Quantisable { node: n.name.clone(), layer: layer_of(w).into(), activation: x.into(), weights })
         })
         .collect())
+}
+
+/// The layer that a constant is the weight of: its name without what the emitter added for another layout.
+fn layer_of(weight: &str) -> &str {
+    let base = weight.split_once(LAYOUT).map_or(weight, |(base, _)| base);
+    base.strip_suffix(".weight").unwrap_or(base)
 }
 
 /// The graph with further outputs, so that a calibration sees the values inside.

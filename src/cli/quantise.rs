@@ -1,0 +1,154 @@
+//! `scanside quantise`: calibrates INT8 and finds out which layers it hurts.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::evaluate::base_weights;
+use crate::adapter::Adapter;
+use crate::engine::Tensor;
+use crate::model::onnx::calibrate::RangeRule;
+use crate::model::onnx::{EngineManifest, PhantomSlices};
+use crate::pipeline::CropRule;
+use crate::pipeline::probe::phantom_images;
+use crate::precision::{SearchSetting, Slices, Told, search};
+use crate::train::{Manifest, load_cases};
+
+/// Calibrate INT8, measure what it does to the masks, and write the recipe: ranges, and the layers that stay wide with the reason.
+#[derive(Args, Debug)]
+pub struct QuantiseArgs {
+    /// The adapter to measure with; a recipe serves every adapter of its base
+    #[arg(long, short)]
+    adapter: PathBuf,
+    /// Folder of an engine: its manifest names the input size and the phantoms
+    #[arg(long, short, required_unless_present = "manifest")]
+    engine: Option<PathBuf>,
+    /// A site's volumes instead of phantoms: calibrated on the even slices, measured on the odd ones
+    #[arg(long, short, conflicts_with = "engine")]
+    manifest: Option<PathBuf>,
+    /// With --manifest: slices of each volume
+    #[arg(long, default_value_t = 6)]
+    slices: usize,
+    /// Rules to choose from: min-max, percentile-P, least-error, entropy
+    #[arg(long, value_delimiter = ',', default_value = "min-max,percentile-99.99,percentile-99.9,least-error,entropy")]
+    rules: Vec<RangeRule>,
+    /// Most that the masks may lose, in mean Dice with FP32's
+    #[arg(long, default_value_t = SearchSetting::default().bound)]
+    bound: f64,
+    /// Slices on which each layer is tried alone
+    #[arg(long, default_value_t = SearchSetting::default().ranking)]
+    ranking: usize,
+    /// Minutes after which no further layer is tried
+    #[arg(long, default_value_t = SearchSetting::default().minutes)]
+    minutes: f64,
+    /// Threads, 0 for one per core
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// The recipe to write
+    #[arg(long, short)]
+    out: PathBuf,
+    /// Base weights (safetensors); default: the cache, fetched once where empty
+    #[arg(long)]
+    weights: Option<PathBuf>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// One message with its remedy.
+pub fn run(args: &QuantiseArgs) -> anyhow::Result<ExitCode> {
+    ensure!(args.bound.is_finite() && args.bound >= 0.0, "--bound {} is no loss of Dice", args.bound);
+    let base = base_weights(args.weights.as_deref())?;
+    let mut adapter = Adapter::load(&args.adapter)?;
+    adapter.check(base.sha256())?;
+    let (slices, from) = match (&args.engine, &args.manifest) {
+        (Some(folder), _) => {
+            let m = EngineManifest::load(folder)?;
+            // The adapter's tensors do not depend on the size.
+            adapter.meta.input_size = m.input_size;
+            let images = |p: &PhantomSlices| images_of(p, adapter.meta.crop, m.input_size);
+            let s = Slices { calibration: images(&m.calibration)?, measured: images(&m.measured)? };
+            (s, "phantoms of the engine's manifest")
+        }
+        (None, Some(path)) => (site(path, &adapter, args.slices)?, "slices of a site"),
+        (None, None) => anyhow::bail!("--engine or --manifest is missing"),
+    };
+    let setting = SearchSetting {
+        rules: args.rules.clone(),
+        bound: args.bound,
+        ranking: args.ranking,
+        minutes: args.minutes,
+        threads: args.threads,
+    };
+    let (calibrated, measured) = (slices.calibration.len(), slices.measured.len());
+    println!("{calibrated} slices to calibrate with, {measured} to measure on, input {} px", adapter.meta.input_size);
+    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {eta}")?);
+    let step = |done: usize, total: usize, what: &str| {
+        bar.set_length(total as u64);
+        bar.set_message(what.to_string());
+        bar.set_position(done as u64);
+    };
+    let mut found = search(&base, &adapter, &slices, &setting, &mut |told| match told {
+        Told::Calibrating(done, total) => step(done, total, "calibrating"),
+        Told::Alone(done, total, ..) if bar.is_hidden() && done % 10 != 0 && done != total => {}
+        Told::Alone(done, total, layer, share) if bar.is_hidden() => {
+            println!("layer {done} of {total}, {layer}: {:.2} % of the mask logits", 100.0 * share);
+        }
+        Told::Alone(done, total, ..) => step(done, total, "layers alone"),
+        Told::Rule(rule, dice, error) => bar.suspend(|| {
+            println!(
+                "{}: all in bytes, Dice with FP32 {dice:.4}, mask logits off by {:.1} %",
+                rule.word(),
+                100.0 * error
+            );
+        }),
+        Told::Kept(kept, dice) => bar.suspend(|| println!("{kept} layers kept: Dice with FP32 {dice:.4}")),
+    })?;
+    bar.finish_and_clear();
+    let mut made = |name: &str, value: String| found.recipe.made.insert(name.into(), value);
+    made("slices", format!("{calibrated} calibrated, {measured} measured: {from}"));
+    for (rule, dice, error) in &found.rules {
+        made(
+            &format!("all in bytes, {}", rule.word()),
+            format!("Dice {dice:.4}, mask logits off by {:.1} %", 100.0 * error),
+        );
+    }
+    made("largest value inside", format!("{:.3e}; FP16 ends at 65504", found.largest));
+    std::fs::write(&args.out, found.recipe.text()).with_context(|| format!("cannot write {}", args.out.display()))?;
+    println!(
+        "wrote {}: Dice {:.4} with FP32, {} layers kept",
+        args.out.display(),
+        found.dice,
+        found.recipe.kept().count()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn images_of(p: &PhantomSlices, crop: CropRule, size: usize) -> anyhow::Result<Vec<Tensor>> {
+    let mut all = Vec::new();
+    for &seed in &p.phantoms {
+        all.extend(phantom_images(seed, &p.slices, crop, size).with_context(|| format!("phantom {seed}"))?);
+    }
+    Ok(all)
+}
+
+/// Evenly spaced slices of every volume of a site's manifest, by turns for calibration and for measuring.
+fn site(path: &std::path::Path, adapter: &Adapter, count: usize) -> anyhow::Result<Slices> {
+    let manifest = Manifest::load(path)?;
+    let mut out = Slices { calibration: Vec::new(), measured: Vec::new() };
+    for case in load_cases(&manifest, &adapter.meta.task, |_| true)? {
+        let views = case.views(adapter.meta.crop, adapter.meta.input_size)?;
+        let all = case.volume.geometry.dims[2];
+        let count = count.clamp(1, all);
+        for view in views.iter().enumerate().filter(|(l, _)| case.labelled(&views, *l)).map(|(_, v)| v) {
+            for i in 0..count {
+                let to = if i % 2 == 0 { &mut out.calibration } else { &mut out.measured };
+                to.push(view.input(&case.volume, (2 * i + 1) * all / (2 * count)));
+            }
+        }
+    }
+    Ok(out)
+}
