@@ -16,7 +16,7 @@ mod work;
 
 pub use compose::{CleanUp, Composed, clean_up, compose};
 pub use crop::{Crop, CropRule, LegView, SAM_MEAN, SAM_STD, Window, leg_views, to_input};
-pub use engine_networks::{EngineNetworks, NetworksError, Part};
+pub use engine_networks::{EngineNetworks, Graphs, LoadedGraphs, NetworksError};
 pub use legs::{Leg, LegError, Legs, find_legs};
 pub use networks::{ClassifierOutput, DecoderOutput, Networks, planes};
 pub use phantom_dicom::{PhantomSeries, PhantomWriteError, write_dicom_series};

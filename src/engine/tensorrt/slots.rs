@@ -124,6 +124,7 @@ methods! {
     ConfigSetFlag = "VBuilderConfig" "setFlag" "void <-",
     ConfigSetPool = "VBuilderConfig" "setMemoryPoolLimit" "void <-",
     ConfigAddProfile = "VBuilderConfig" "addOptimizationProfile" "int32_t <-",
+    ConfigTactics = "VBuilderConfig" "setTacticSources" "bool <-",
     ConfigLevel = "VBuilderConfig" "setBuilderOptimizationLevel" "void <-",
     ConfigCreateCache = "VBuilderConfig" "createTimingCache" "nvinfer1::ITimingCache* <-",
     ConfigSetCache = "VBuilderConfig" "setTimingCache" "bool <-",
