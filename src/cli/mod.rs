@@ -7,6 +7,7 @@ pub mod bench_segment;
 pub mod bench_train;
 mod demo;
 mod doctor;
+mod engine;
 #[cfg(feature = "train")]
 pub mod evaluate;
 #[cfg(feature = "train")]
@@ -60,6 +61,8 @@ enum Command {
     Review(review::ReviewArgs),
     /// Check what is ready and name the next command for what is not
     Doctor(doctor::DoctorArgs),
+    /// Build, add, list, verify and measure the GPU's plans
+    Engine(engine::EngineArgs),
     /// Get the base weights
     Weights(weights::WeightsArgs),
     /// Send files to a station, or ask it for an echo
@@ -126,6 +129,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Review(args) => review::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Engine(args) => engine::run(&args),
         Command::Weights(args) => weights::run(&args),
         Command::Send(args) => send::run(&args),
         Command::Phantom(args) => phantom::run(&args),

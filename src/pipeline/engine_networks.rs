@@ -224,6 +224,12 @@ fn padded(name: &str, tensor: &Tensor, rank: usize) -> Tensor {
     out
 }
 
+/// An adapter's tensor as a graph takes it; none where it has no such tensor, or one that cannot be padded to the shape.
+pub fn padded_to(adapter: &Adapter, name: &str, shape: &[usize]) -> Option<Tensor> {
+    let rank = rank_axis(name).and_then(|axis| shape.get(axis)).copied().unwrap_or(0);
+    adapter.tensors.get(name).map(|t| padded(name, t, rank)).filter(|t| t.shape == shape)
+}
+
 /// Encoder, classifier and decoder graphs for one adapter.
 pub struct EngineNetworks {
     encoder: Part,

@@ -16,7 +16,7 @@ const LEAST_DRIVER: i32 = 12_000;
 /// Alignment that TensorRT wants of every address.
 pub const ALIGNMENT: usize = 256;
 /// Functions of the driver that are called, here or by `cudarc` for us: one that is missing must be an error and no panic.
-const CALLED: [&str; 35] = [
+const CALLED: [&str; 34] = [
     "cuInit",
     "cuDriverGetVersion",
     "cuGetErrorName",
@@ -40,7 +40,6 @@ const CALLED: [&str; 35] = [
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
-    "cuStreamWaitEvent",
     "cuStreamBeginCapture_v2",
     "cuStreamEndCapture",
     "cuGraphInstantiateWithFlags",
@@ -280,18 +279,6 @@ impl Stream {
         self.gpu.enter()?;
         // SAFETY: the stream is alive.
         unsafe { result::stream::synchronize(self.raw) }.map_err(failed("running"))
-    }
-
-    /// Lets what is enqueued from now on wait for an event.
-    ///
-    /// # Errors
-    /// [`GpuError::Failed`].
-    pub fn after(&self, event: &Event) -> Result<(), GpuError> {
-        // SAFETY: both are alive.
-        unsafe {
-            result::stream::wait_event(self.raw, event.raw, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
-                .map_err(failed("waiting for an event"))
-        }
     }
 
     /// Enqueues a copy to the device.

@@ -24,6 +24,11 @@ const MOST_LANES: usize = 8;
 pub struct ServingOptions {
     /// Runs at once.
     pub lanes: usize,
+    /// Runs at once.
+    pub fn lanes(&self) -> usize {
+        self.lanes
+    }
+
     /// Whether runs are captured as CUDA graphs, which spares the launch of each kernel.
     pub cuda_graph: bool,
     /// As written into results: `fp32`, `fp16`, `int8`.
@@ -127,6 +132,7 @@ pub struct TensorRtEngine {
     outputs: Vec<Place>,
     bytes_in: usize,
     bytes_out: usize,
+    lanes: usize,
     idle: Mutex<Vec<Lane>>,
     returned: Condvar,
     sets: Sets,
@@ -184,6 +190,7 @@ impl TensorRtEngine {
             outputs,
             bytes_in,
             bytes_out,
+            lanes: lanes.len(),
             idle: Mutex::new(lanes),
             returned: Condvar::new(),
             sets: Sets {
