@@ -16,7 +16,7 @@ use clap::{Args, Subcommand};
 use super::ConfigArgs;
 use crate::adapter::Adapter;
 use crate::config::{Config, Precision};
-use crate::engine::tensorrt::{Platform, Plans};
+use crate::engine::tensorrt::{Plans, Platform};
 use crate::model::weights::{self, BaseWeights};
 use crate::pipeline::serving::{Refusal, TensorRtGraphs, plans_of, search_of};
 

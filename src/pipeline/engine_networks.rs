@@ -119,9 +119,7 @@ impl Graphs {
     /// # Errors
     /// [`EngineError::Load`].
     pub fn load_cpu(&self, threads: usize) -> Result<LoadedGraphs, EngineError> {
-        self.load(|name, graph| {
-            Ok(Arc::new(CpuEngine::load(name, graph.onnx.clone(), threads)?) as Arc<dyn Engine>)
-        })
+        self.load(|name, graph| Ok(Arc::new(CpuEngine::load(name, graph.onnx.clone(), threads)?) as Arc<dyn Engine>))
     }
 }
 
@@ -338,7 +336,8 @@ mod tests {
 
     #[test]
     fn zeros_up_to_the_rank_change_no_product() {
-        let (a, b) = (Tensor::new(&[2, 3], (1..7).map(|v| v as f32).collect()), Tensor::new(&[2, 2], vec![1., 2., 3., 4.]));
+        let (a, b) =
+            (Tensor::new(&[2, 3], (1..7).map(|v| v as f32).collect()), Tensor::new(&[2, 2], vec![1., 2., 3., 4.]));
         let (wide_a, wide_b) = (padded("x.lora_a", &a, 5), padded("x.lora_b", &b, 5));
         assert_eq!((&wide_a.shape[..], &wide_b.shape[..]), (&[5, 3][..], &[2, 5][..]));
         let product = |a: &Tensor, b: &Tensor| -> Vec<f32> {

@@ -88,7 +88,12 @@ impl Parity {
 pub fn phantom_images(crop: CropRule, size: usize) -> Result<Vec<Tensor>, LegError> {
     let mut images = Vec::new();
     for seed in SEEDS {
-        let phantom = Phantom::new(&PhantomOptions { seed, dims: [384, 192, 6], spacing: [1.3, 1.3, 12.5], ..Default::default() });
+        let phantom = Phantom::new(&PhantomOptions {
+            seed,
+            dims: [384, 192, 6],
+            spacing: [1.3, 1.3, 12.5],
+            ..Default::default()
+        });
         let (views, _) = leg_views(&phantom.volume, crop, size, None)?;
         images.extend(views.iter().flat_map(|v| [1, 4].map(|z| v.input(&phantom.volume, z))));
     }

@@ -141,7 +141,9 @@ pub enum GraphsError {
         source: std::io::Error,
     },
     /// INT8 without calibrated graphs.
-    #[error("int8 needs calibrated graphs: name the folder with encoder.onnx, classifier.onnx, decoder.onnx in engine.graphs")]
+    #[error(
+        "int8 needs calibrated graphs: name the folder with encoder.onnx, classifier.onnx, decoder.onnx in engine.graphs"
+    )]
     NoGraphs,
 }
 
@@ -318,7 +320,8 @@ pub fn serving(
         return Err(ServeError::Refused(refusal.clone()));
     }
     // One thread an engine and several slices at once: slices are independent, and this beats threads within one.
-    let graphs = Graphs::emit(base, adapter, 0).map_err(NetworksError::from)?.load_cpu(1).map_err(NetworksError::from)?;
+    let graphs =
+        Graphs::emit(base, adapter, 0).map_err(NetworksError::from)?.load_cpu(1).map_err(NetworksError::from)?;
     let networks = graphs.bind(adapter)?;
     let (refusal, parity) = refusal.map_or((None, None), |(r, p)| (Some(r), p));
     let report = EngineReport { engine: graphs.identity(), refusal, parity };
@@ -409,8 +412,11 @@ impl ServingNetworks {
                 return false;
             }
         };
-        let refusal =
-            Refusal::new("ENGINE_FAILED", cause, "look into the journal, run `scanside engine verify`, then restart the service");
+        let refusal = Refusal::new(
+            "ENGINE_FAILED",
+            cause,
+            "look into the journal, run `scanside engine verify`, then restart the service",
+        );
         log::error!("the CPU engine takes over until the next start: {refusal}");
         let mut report = self.report.write().unwrap_or_else(PoisonError::into_inner);
         report.engine = networks.identity();

@@ -19,7 +19,7 @@ use super::build::{How, build};
 use super::{Subject, SubjectArgs, quantile, report};
 use crate::adapter::Adapter;
 use crate::config::Precision;
-use crate::engine::tensorrt::{Measured, Platform, Plans, Search, TensorRtEngine, overlap};
+use crate::engine::tensorrt::{Measured, Plans, Platform, Search, TensorRtEngine, overlap};
 use crate::engine::{Bound, Engine, Tensor};
 use crate::image::phantom::{Phantom, PhantomOptions};
 use crate::model::weights::BaseWeights;
@@ -158,12 +158,11 @@ impl<'a> Check<'a> {
     }
 
     fn part(mut self, part: &str) -> anyhow::Result<Outcome> {
-        let (what, precision) = part.split_once('-').unwrap_or((part, "fp16"));
-        self.subject.config.engine.precision = match precision {
-            "fp32" => Precision::Fp32,
-            "int8" => Precision::Int8,
-            _ => Precision::Fp16,
+        let (what, precision) = match part.split_once('-') {
+            Some((what, precision)) => (what, precision),
+            None => (part, self.built()),
         };
+        self.subject.config.engine.precision = of_word(precision);
         if precision == "int8" {
             match &self.args.int8 {
                 Some(folder) => self.subject.config.engine.graphs = folder.clone(),
@@ -182,6 +181,15 @@ impl<'a> Check<'a> {
             _ => self.series(),
         };
         done.map(Outcome::Done)
+    }
+
+    /// The precision that parts without one of their own run in: what was asked for, else FP16, else FP32 where FP16 was not built.
+    fn built(&self) -> &'static str {
+        if let Some(p) = self.args.subject.precision {
+            return p.word();
+        }
+        let all = self.subject.plans.list().unwrap_or_default();
+        if all.iter().flatten().any(|r| r.key.precision == "fp16") { "fp16" } else { "fp32" }
     }
 
     fn gpu(&self) -> anyhow::Result<Value> {
@@ -268,12 +276,8 @@ impl<'a> Check<'a> {
     fn merged(&self) -> anyhow::Result<Value> {
         let s = &self.subject;
         let (base, adapter) = merge(&s.base, &s.adapter)?;
-        let other = Subject {
-            config: s.config.clone(),
-            base,
-            adapter,
-            plans: Plans::new(&self.args.out.join("plans-merged")),
-        };
+        let other =
+            Subject { config: s.config.clone(), base, adapter, plans: Plans::new(&self.args.out.join("plans-merged")) };
         let (ours, theirs) = (s.graphs()?, other.graphs()?);
         for (part, _) in theirs.graphs.parts() {
             build(&other, &self.platform, &theirs, part, self.how())?;
@@ -385,10 +389,7 @@ impl<'a> Check<'a> {
             }
             Ok(())
         };
-        let apart = [
-            clock(&|| each(encoder.as_ref(), &given))?,
-            clock(&|| each(decoder.as_ref(), &decoder_given))?,
-        ];
+        let apart = [clock(&|| each(encoder.as_ref(), &given))?, clock(&|| each(decoder.as_ref(), &decoder_given))?];
         let together = clock(&|| {
             std::thread::scope(|scope| {
                 let one = scope.spawn(|| each(encoder.as_ref(), &given));
@@ -466,12 +467,14 @@ impl<'a> Check<'a> {
             }
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let places = std::env::split_paths(&path).chain([s.config.engine.library.clone(), "/usr/src/tensorrt/bin".into()]);
+        let places =
+            std::env::split_paths(&path).chain([s.config.engine.library.clone(), "/usr/src/tensorrt/bin".into()]);
         match places.map(|p| p.join("trtexec")).find(|p| p.is_file()) {
             None => missing.push("trtexec: not found".into()),
             Some(trtexec) => {
                 let onnx = dir.join("encoder/model.onnx");
-                let out = Command::new(trtexec).arg(format!("--onnx={}", onnx.display())).arg("--useCudaGraph").output()?;
+                let out =
+                    Command::new(trtexec).arg(format!("--onnx={}", onnx.display())).arg("--useCudaGraph").output()?;
                 let text = String::from_utf8_lossy(&out.stdout).into_owned();
                 let line = text.lines().find(|l| l.contains("GPU Compute Time:")).unwrap_or("no times");
                 found.insert("trtexec".into(), json!({"encoder": line}));
@@ -481,6 +484,14 @@ impl<'a> Check<'a> {
             return Ok(Outcome::LeftOut(missing.join("; ")));
         }
         Ok(Outcome::Done(json!({"peers": found, "missing": missing})))
+    }
+}
+
+fn of_word(precision: &str) -> Precision {
+    match precision {
+        "fp32" => Precision::Fp32,
+        "int8" => Precision::Int8,
+        _ => Precision::Fp16,
     }
 }
 
@@ -520,7 +531,9 @@ fn merge(base: &BaseWeights, adapter: &Adapter) -> anyhow::Result<(BaseWeights, 
             Some(w) => w,
             None => tensors.get_mut(&name).with_context(|| format!("no weight {name}"))?,
         };
-        let (&[rank, columns], &[rows, _]) = (&a.shape[..], &b.shape[..]) else { bail!("the pair of {layer} is no pair of matrices") };
+        let (&[rank, columns], &[rows, _]) = (&a.shape[..], &b.shape[..]) else {
+            bail!("the pair of {layer} is no pair of matrices")
+        };
         for row in 0..rows {
             for k in 0..rank {
                 let factor = b.data[row * rank + k];

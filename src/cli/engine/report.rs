@@ -98,13 +98,15 @@ fn summary(part: &str, data: &Value) -> String {
     match part.split('-').next().unwrap_or_default() {
         "build" => {
             let each = data["parts"].as_array().into_iter().flatten();
-            let each: Vec<String> =
-                each.map(|p| format!("{} {} s, {} KiB", number(&p["part"]), number(&p["seconds"]), number(&p["kib"]))).collect();
+            let each: Vec<String> = each
+                .map(|p| format!("{} {} s, {} KiB", number(&p["part"]), number(&p["seconds"]), number(&p["kib"])))
+                .collect();
             each.join("; ")
         }
         "parity" | "merged" => {
             let p = &data["parity"];
-            let iou = p["structures"].as_array().into_iter().flatten().filter_map(|s| s["iou"].as_f64()).fold(1.0, f64::min);
+            let iou =
+                p["structures"].as_array().into_iter().flatten().filter_map(|s| s["iou"].as_f64()).fold(1.0, f64::min);
             let verdict = if data["passed"].as_bool() == Some(true) { "passed" } else { "REFUSED" };
             let mut line = format!(
                 "{verdict}: least mask IoU {iou:.4} over {} images, mask logit error {} at most ({} relative)",

@@ -68,7 +68,8 @@ impl Measured {
         }
         let mut marks: Vec<[Event; 4]> = Vec::with_capacity(rounds);
         for i in 0..rounds {
-            let events = [Event::new(gpu, true)?, Event::new(gpu, true)?, Event::new(gpu, true)?, Event::new(gpu, true)?];
+            let events =
+                [Event::new(gpu, true)?, Event::new(gpu, true)?, Event::new(gpu, true)?, Event::new(gpu, true)?];
             if let Some(former) = i.checked_sub(taken.len()).and_then(|f| marks.get(f)) {
                 former[3].wait()?;
             }

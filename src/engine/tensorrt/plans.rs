@@ -94,8 +94,7 @@ impl PlanKey {
     fn stem(&self) -> String {
         let mut hash = Sha256::new();
         let rank = self.rank.to_string();
-        for part in
-            [&self.library, &self.gpu, &self.capability, &self.graph, &self.onnx_sha256, &self.precision, &rank]
+        for part in [&self.library, &self.gpu, &self.capability, &self.graph, &self.onnx_sha256, &self.precision, &rank]
         {
             hash.update((part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());
@@ -115,7 +114,8 @@ impl PlanKey {
         } else if self.rank != other.rank {
             format!("one for LoRA up to rank {} is, and {} is wanted", other.rank, self.rank)
         } else {
-            "one of another graph is: the program, the base weights, the adapter's shapes or its input size changed".into()
+            "one of another graph is: the program, the base weights, the adapter's shapes or its input size changed"
+                .into()
         }
     }
 }
@@ -277,8 +277,8 @@ impl Plans {
     /// [`PlanError::Io`].
     pub fn write_record<T: Serialize>(&self, name: &str, value: &T) -> Result<(), PlanError> {
         let path = self.folder.join(name);
-        let json = serde_json::to_vec_pretty(value)
-            .map_err(|e| PlanError::Io { path, source: std::io::Error::other(e) })?;
+        let json =
+            serde_json::to_vec_pretty(value).map_err(|e| PlanError::Io { path, source: std::io::Error::other(e) })?;
         self.write(name, &json)
     }
 
@@ -309,7 +309,10 @@ fn read_bounded(path: &Path, most: u64) -> Result<Vec<u8>, PlanError> {
     let io = |source| PlanError::Io { path: path.into(), source };
     let bytes = std::fs::metadata(path).map_err(io)?.len();
     if bytes > most {
-        return Err(PlanError::Broken { path: path.into(), problem: format!("has {bytes} bytes; {most} are the limit") });
+        return Err(PlanError::Broken {
+            path: path.into(),
+            problem: format!("has {bytes} bytes; {most} are the limit"),
+        });
     }
     std::fs::read(path).map_err(io)
 }

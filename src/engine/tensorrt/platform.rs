@@ -23,6 +23,7 @@ impl Unusable {
             Unusable::Gpu(GpuError::NoDriver) => "NO_DRIVER",
             Unusable::Gpu(GpuError::OldDriver { .. }) => "OLD_DRIVER",
             Unusable::Gpu(GpuError::NoDevice { .. }) => "NO_GPU",
+            Unusable::Gpu(GpuError::Init { .. }) => "DRIVER_FAILED",
             Unusable::Gpu(GpuError::OutOfMemory { .. }) => "GPU_MEMORY",
             Unusable::Gpu(_) => "GPU_FAILED",
             Unusable::TensorRt(TrtError::Absent { .. }) => "NO_TENSORRT",
@@ -86,7 +87,13 @@ impl Platform {
     pub fn describe(&self) -> String {
         let d = self.gpu.driver();
         let total = self.gpu.total() >> 20;
-        format!("{} on {}, {total} MiB, driver for CUDA {}.{}", self.library.product(), self.gpu, d / 1000, d % 1000 / 10)
+        format!(
+            "{} on {}, {total} MiB, driver for CUDA {}.{}",
+            self.library.product(),
+            self.gpu,
+            d / 1000,
+            d % 1000 / 10
+        )
     }
 }
 

@@ -24,11 +24,6 @@ const MOST_LANES: usize = 8;
 pub struct ServingOptions {
     /// Runs at once.
     pub lanes: usize,
-    /// Runs at once.
-    pub fn lanes(&self) -> usize {
-        self.lanes
-    }
-
     /// Whether runs are captured as CUDA graphs, which spares the launch of each kernel.
     pub cuda_graph: bool,
     /// As written into results: `fp32`, `fp16`, `int8`.
@@ -202,6 +197,11 @@ impl TensorRtEngine {
             graphs: AtomicBool::new(options.cuda_graph),
             gpu: gpu.clone(),
         })
+    }
+
+    /// Runs at once.
+    pub fn lanes(&self) -> usize {
+        self.lanes
     }
 
     /// Whether runs are captured as CUDA graphs. It is turned off where the plan cannot be.
@@ -384,7 +384,10 @@ impl TensorRtEngine {
 /// Writes a tensor's values to its place.
 fn put(place: &Place, tensor: &Tensor, into: &mut [u8]) -> Result<(), String> {
     if tensor.shape != place.shape || tensor.data.len() != place.values() {
-        return Err(format!("the input {} has the shape {:?}, the plan takes {:?}", place.name, tensor.shape, place.shape));
+        return Err(format!(
+            "the input {} has the shape {:?}, the plan takes {:?}",
+            place.name, tensor.shape, place.shape
+        ));
     }
     let target = into.get_mut(place.range()).ok_or("an input lies outside its memory")?;
     for (bytes, v) in target.chunks_exact_mut(4).zip(&tensor.data) {
@@ -423,7 +426,8 @@ fn check(graph: &str, found: &[TensorInfo], wanted: &Signature) -> Result<Vec<(S
         .map(|name| {
             let t = found.iter().find(|t| !t.input && t.name == *name);
             let t = t.ok_or_else(|| other(format!("it lacks the output {name}")))?;
-            let s = shape(&t.shape).ok_or_else(|| other(format!("its output {name} has the open shape {:?}", t.shape.0)))?;
+            let s = shape(&t.shape)
+                .ok_or_else(|| other(format!("its output {name} has the open shape {:?}", t.shape.0)))?;
             Ok((name.clone(), s))
         })
         .collect()

@@ -249,9 +249,7 @@ mod tests {
             let v = Version::new(good.0, good.1, good.2);
             assert_eq!(SlotTable::of(v).unwrap().version(), v);
         }
-        for bad in
-            [(7, 2, 3), (8, 5, 2), (8, 7, 0), (9, 3, 0), (10, 0, 1), (10, 2, 0), (11, 0, 0), (12, 0, 0)]
-        {
+        for bad in [(7, 2, 3), (8, 5, 2), (8, 7, 0), (9, 3, 0), (10, 0, 1), (10, 2, 0), (11, 0, 0), (12, 0, 0)] {
             let v = Version::new(bad.0, bad.1, bad.2);
             assert!(matches!(SlotTable::of(v), Err(TrtError::Version { found }) if found == v), "{v}");
         }
