@@ -8,8 +8,8 @@ use crate::config;
 use crate::dicom::write::Identity;
 use crate::engine::EngineError;
 use crate::model::weights::{self, BaseWeights, WeightsError};
-use crate::pipeline::serving::{EngineReport, ServeError, ServingNetworks, serving};
-use crate::pipeline::{Networks, PipelineError, Segmenter};
+use crate::pipeline::serving::{EngineReport, ServeError, Serving, ServingNetworks, beside, serving};
+use crate::pipeline::{Networks, NetworksError, PipelineError, Segmenter};
 
 /// The adapter that comes with the program: trained on phantoms, for trying out only.
 const PHANTOM_ADAPTER: &[u8] = include_bytes!("../../adapters/thigh-phantom.safetensors");
@@ -68,9 +68,35 @@ impl Model {
         let phantom_only = adapter.as_os_str().is_empty();
         let adapter = adapter_at(adapter)?;
         adapter.check(base.sha256())?;
+        let chosen = serving(&config.engine, &config.storage.state_dir, base, &adapter, false)?;
+        Model::of(base, adapter, phantom_only, chosen, config)
+    }
+
+    /// Another adapter beside this one, over the same loaded graphs where its shapes are theirs. This model is not touched: whoever
+    /// exchanges the two does so between series.
+    ///
+    /// # Errors
+    /// [`ModelError`].
+    pub fn beside(&self, base: &BaseWeights, adapter: Adapter, config: &config::Config) -> Result<Model, ModelError> {
+        adapter.check(base.sha256())?;
+        let chosen = match beside(&self.networks, base, &adapter) {
+            Err(ServeError::Networks(NetworksError::Other { .. })) => {
+                serving(&config.engine, &config.storage.state_dir, base, &adapter, false)?
+            }
+            other => other?,
+        };
+        Model::of(base, adapter, false, chosen, config)
+    }
+
+    fn of(
+        base: &BaseWeights,
+        adapter: Adapter,
+        phantom_only: bool,
+        chosen: Serving,
+        config: &config::Config,
+    ) -> Result<Model, ModelError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if config.model.threads == 0 { cores } else { config.model.threads };
-        let chosen = serving(&config.engine, &config.storage.state_dir, base, &adapter, false)?;
         let networks = ServingNetworks::new(chosen, &config.engine, base, &adapter);
         let segmenter = Segmenter::new(Box::new(networks.clone()), adapter.model_info()?)?;
         Ok(Model {

@@ -56,6 +56,8 @@ impl From<Unusable> for Refusal {
     }
 }
 
+const PRECISION: &str =
+    "set engine.precision = \"fp32\" and build again; `scanside engine verify` shows every structure";
 const BUILD: &str = "run `scanside engine build` on this box";
 
 impl From<PlanError> for Refusal {
@@ -311,21 +313,27 @@ pub fn serving(
         EngineKind::Cpu => None,
         EngineKind::Auto | EngineKind::Tensorrt => match tensorrt(settings, state_dir, base, adapter, fresh) {
             Ok(serving) => return Ok(serving),
-            Err((refusal, parity)) => Some((refusal, parity)),
+            Err(refused) => Some(refused),
         },
     };
-    if let Some((refusal, _)) = &refusal
+    if let Some(refused) = &refusal
         && !settings.cpu_fallback
     {
-        return Err(ServeError::Refused(refusal.clone()));
+        return Err(ServeError::Refused(refused.refusal.clone()));
     }
     // One thread an engine and several slices at once: slices are independent, and this beats threads within one.
     let graphs =
         Graphs::emit(base, adapter, 0).map_err(NetworksError::from)?.load_cpu(1).map_err(NetworksError::from)?;
     let networks = graphs.bind(adapter)?;
-    let (refusal, parity) = refusal.map_or((None, None), |(r, p)| (Some(r), p));
+    let (refusal, parity) = refusal.map_or((None, None), |r| (Some(r.refusal), r.parity));
     let report = EngineReport { engine: graphs.identity(), refusal, parity };
     Ok(Serving { networks, graphs, report })
+}
+
+/// Why TensorRT does not serve, and the comparison where it came to one.
+struct Refused {
+    refusal: Refusal,
+    parity: Option<Parity>,
 }
 
 /// TensorRT for an adapter, or why not.
@@ -335,8 +343,8 @@ fn tensorrt(
     base: &BaseWeights,
     adapter: &Adapter,
     fresh: bool,
-) -> Result<Serving, (Refusal, Option<Parity>)> {
-    let alone = |r: Refusal| (r, None);
+) -> Result<Serving, Box<Refused>> {
+    let alone = |refusal: Refusal| Box::new(Refused { refusal, parity: None });
     let platform = Platform::open(&search_of(settings)).map_err(|e| alone(e.into()))?;
     let wanted = TensorRtGraphs::new(settings, base, adapter)
         .map_err(|e| alone(Refusal::new("GRAPHS", &e, "check engine.precision and engine.graphs")))?;
@@ -360,8 +368,37 @@ fn tensorrt(
         }
     };
     if let Some(problem) = parity.problem() {
-        let remedy = "set engine.precision = \"fp32\" and build again; `scanside engine verify` shows every structure";
-        return Err((Refusal::new("PARITY", problem, remedy), Some(parity)));
+        return Err(Box::new(Refused { refusal: Refusal::new("PARITY", problem, PRECISION), parity: Some(parity) }));
+    }
+    let report = EngineReport { engine: graphs.identity(), refusal: None, parity: Some(parity) };
+    Ok(Serving { networks, graphs, report })
+}
+
+/// Another adapter on the graphs that serve, beside the one that serves: it costs its tensors' memory and, on TensorRT, a comparison with the
+/// CPU engine. What serves is not touched; two adapters can be bound at once on TensorRT.
+///
+/// # Errors
+/// [`NetworksError::Other`] for an adapter of other shapes, which [`serving`] has graphs or a refusal for; [`ServeError::Refused`] where its
+/// masks do not agree.
+pub fn beside(current: &ServingNetworks, base: &BaseWeights, adapter: &Adapter) -> Result<Serving, ServeError> {
+    let former = current.report();
+    let graphs = current.graphs().clone();
+    if graphs.identity() != former.engine {
+        // The GPU failed and the CPU engine took over: its graphs are what serves.
+        let graphs = Graphs::emit(base, adapter, 0).map_err(NetworksError::from)?;
+        let graphs = graphs.load_cpu(1).map_err(NetworksError::from)?;
+        let networks = graphs.bind(adapter)?;
+        return Ok(Serving { networks, graphs, report: EngineReport { parity: None, ..former } });
+    }
+    let networks = graphs.bind(adapter)?;
+    if former.engine.kind == "cpu" {
+        return Ok(Serving { networks, graphs, report: former });
+    }
+    let images = phantom_images(adapter.meta.crop, adapter.meta.input_size)
+        .map_err(|e| ServeError::Refused(Refusal::new("PARITY", e, "the adapter's crop rule fits no phantom")))?;
+    let parity = parity_of(&networks, base, adapter, &images, &|_| ())?;
+    if let Some(problem) = parity.problem() {
+        return Err(ServeError::Refused(Refusal::new("PARITY", problem, PRECISION)));
     }
     let report = EngineReport { engine: graphs.identity(), refusal: None, parity: Some(parity) };
     Ok(Serving { networks, graphs, report })

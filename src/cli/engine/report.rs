@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 use super::check::PARTS;
 
+/// What is not there.
+static NONE: Value = Value::Null;
 /// Largest file of a part.
 const MOST: u64 = 4 << 20;
 
@@ -36,7 +38,7 @@ fn number(v: &Value) -> String {
 /// Tables for people: what each part came to, then times by part and precision.
 pub(super) fn markdown(report: &Value) -> String {
     let parts: Vec<&Value> = report["parts"].as_array().into_iter().flatten().collect();
-    let of = |name: &str| parts.iter().find(|p| p["part"] == name).map_or(&Value::Null, |p| &p["data"]);
+    let of = |name: &str| parts.iter().find(|p| p["part"] == name).map_or(&NONE, |p| &p["data"]);
     let gpu = of("gpu");
     let mut out = format!(
         "# {} on {}\n\nCompute capability {}, driver for CUDA {}, {} MiB; adapter {}, input {} px; scanside {}.\n\n",

@@ -58,7 +58,8 @@ impl Version {
 
     /// The column that describes this version.
     fn column(self) -> Result<usize, TrtError> {
-        // 8.6.0, the early access of 8.6, ends its tables where 8.6.1 does: its own Python module calls the last of them (addCast at 68).
+        // 8.6.0, the early access of 8.6: read from its library, its tables are those of 8.6.1 without the engine's last five methods (50 to
+        // 54), which nothing here calls.
         let served = if (self.major, self.minor, self.patch) == (8, 6, 0) { COLUMNS[0] } else { self };
         let known = |i: &usize| COLUMNS[*i].major == served.major && COLUMNS[*i] <= served;
         // 8.7 and later of major 8 were never released for anything; 8.6 is one table.
