@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+mod engine;
 mod quality;
 
+pub use engine::{Engine, EngineKind, Precision};
 pub use quality::{Drift, Gate, GateMode, Observer, PilotTo, Promote, Segex, Verdict};
 
 /// Largest configuration file that is read, bytes.
@@ -62,6 +64,8 @@ pub struct Config {
     pub series: Series,
     /// What segments.
     pub model: Model,
+    /// What computes.
+    pub engine: Engine,
     /// What is done with results.
     pub results: Results,
     /// When results go to every archive.
@@ -344,6 +348,7 @@ impl Config {
         range("series.quiet_seconds", self.series.quiet_seconds, 1, 3600)?;
         range("series.max_wait_seconds", self.series.max_wait_seconds, 1, 86_400)?;
         range("results.series_number", u64::from(self.results.series_number), 1, 100_000)?;
+        range("engine.max_rank", self.engine.max_rank as u64, 0, 256)?;
         range("segex.observer.timeout_seconds", self.segex.observer.timeout_seconds, 1, 3600)?;
         if self.series.max_wait_seconds < self.series.quiet_seconds {
             return refuse("series.max_wait_seconds", "is shorter than series.quiet_seconds".into());

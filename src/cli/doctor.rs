@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::ConfigArgs;
-use crate::config::Config;
+use crate::config::{Config, EngineKind};
 use crate::daemon::Model;
 use crate::dicom::net::scu::{ScuOptions, Target, echo};
 
@@ -125,7 +125,9 @@ fn look(config: &Config) -> Vec<Check> {
             Err(e) => failed("network", what, e.to_string()),
         });
     }
-    checks.push(match Model::load(&config.model) {
+    let model = Model::load(config);
+    checks.extend(model.as_ref().ok().map(|m| engine(config, m)));
+    checks.push(match model {
         Ok(m) if m.phantom_only => failed(
             "model",
             "an adapter for patients",
@@ -135,6 +137,19 @@ fn look(config: &Config) -> Vec<Check> {
         Err(e) => failed("model", "weights and adapter load", e.to_string()),
     });
     checks
+}
+
+/// The engine that would serve. On a box without a GPU the CPU engine is no failure unless TensorRT was asked for.
+fn engine(config: &Config, model: &Model) -> Check {
+    let report = model.engine();
+    match report.refusal {
+        Some(r) if config.engine.kind == EngineKind::Tensorrt => failed(
+            "engine",
+            format!("TensorRT serves (the CPU engine would: {})", report.engine.version),
+            format!("{} [{}]; {}", r.sentence, r.code, r.remedy),
+        ),
+        _ => passed("engine", report.describe()),
+    }
 }
 
 fn quick() -> ScuOptions {

@@ -9,6 +9,7 @@ pub mod bench_segment;
 pub mod bench_train;
 mod demo;
 mod doctor;
+mod engine;
 #[cfg(feature = "train")]
 pub mod evaluate;
 #[cfg(feature = "train")]
@@ -23,9 +24,9 @@ mod manual;
 mod notify;
 mod onnx_runtime;
 mod phantom;
-mod retention;
 #[cfg(feature = "train")]
 mod quantise;
+mod retention;
 mod review;
 mod segex;
 mod segment;
@@ -70,6 +71,8 @@ enum Command {
     Retention(retention::RetentionArgs),
     /// Check what is ready and name the next command for what is not
     Doctor(doctor::DoctorArgs),
+    /// Build, add, list, verify and measure the GPU's plans
+    Engine(engine::EngineArgs),
     /// Get the base weights
     Weights(weights::WeightsArgs),
     /// Send files to a station, or ask it for an echo
@@ -145,6 +148,7 @@ pub fn main() -> ExitCode {
         Command::Review(args) => review::run(&args),
         Command::Retention(args) => retention::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Engine(args) => engine::run(&args),
         Command::Weights(args) => weights::run(&args),
         Command::Send(args) => send::run(&args),
         Command::Phantom(args) => phantom::run(&args),

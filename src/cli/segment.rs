@@ -36,7 +36,7 @@ pub(super) fn run(args: &SegmentArgs) -> anyhow::Result<ExitCode> {
     } else {
         weights::load(&config.model.weights)?
     };
-    let model = Model::with_base(&base, &adapter, config.model.threads)?;
+    let model = Model::with_engine(&base, &adapter, &config)?;
     println!("{}", model.describe());
     let mut scan = scan_dir(&args.dir)?;
     if let Some(broken) = scan.broken.pop() {

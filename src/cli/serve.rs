@@ -20,7 +20,7 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     if config.modality.is_empty() {
         log::warn!("no [[modality]] is configured: every sender will be rejected");
     }
-    let model = Model::load(&config.model)?;
+    let model = Model::load(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let daemon = Daemon::start(config, model, Clock::System).await?;

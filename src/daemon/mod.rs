@@ -18,12 +18,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::config::{Archive, Config};
+use crate::config::{Archive, Config, EngineKind};
 use crate::dicom::net::negotiate::{Acceptor, Caller, Callers, Classes};
 use crate::dicom::net::scp::{Scp, ScpError, ScpOptions};
 use crate::store::{Spool, Store, StoreError};
 
-pub use model::{Model, ModelError};
+pub use model::{Model, ModelError, adapter_at};
 pub use pulse::Pulse;
 pub use results::{ResultFiles, grades, result_key, source_of, write_results};
 
@@ -85,6 +85,17 @@ impl Shared {
     }
 }
 
+/// Tells the log which engine serves and why no other, and keeps it for `scanside status`.
+pub(crate) fn say_engine(store: &Store, config: &Config, model: &Model) -> Result<(), StoreError> {
+    let report = model.engine();
+    match (&report.refusal, config.engine.kind) {
+        (Some(_), EngineKind::Tensorrt) => log::warn!("engine: {}", report.describe()),
+        _ => log::info!("engine: {}", report.describe()),
+    }
+    let json = serde_json::to_string(&report).unwrap_or_default();
+    store.with_conn(|c| crate::store::set_meta(c, status::ENGINE, &json))
+}
+
 /// The key of an archive in the outbox: `AE@host:port`.
 pub fn archive_key(archive: &Archive) -> String {
     format!("{}@{}", archive.ae_title, archive.address)
@@ -112,6 +123,7 @@ impl Daemon {
             .with_conn(|c| c.query_row("SELECT coalesce(max(association_id), 0) FROM instances", [], |r| r.get(0)))?;
         let first_association = u64::try_from(last).unwrap_or(0) + 1;
         store.with_conn(|c| crate::store::review::set_adapter(c, model.adapter_sha256()))?;
+        say_engine(&store, &config, &model)?;
         let events = spool.subscribe(4096);
         let options = ScpOptions {
             acceptor: Acceptor {

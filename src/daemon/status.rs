@@ -7,10 +7,13 @@ use serde::Serialize;
 use super::drift;
 use super::gate::Gate;
 use crate::config::Config;
+use crate::pipeline::serving::EngineReport;
 use crate::store::queue::{self, Delivery, Job, JobState};
 use crate::store::review::{self, Drift};
 use crate::store::{Store, StoreError, instances};
 
+/// Where the database keeps which engine serves.
+pub(super) const ENGINE: &str = "engine";
 /// Jobs shown.
 const SHOWN: usize = 20;
 
@@ -21,6 +24,8 @@ pub struct Status {
     pub at_ms: i64,
     /// Series whose images are still coming: UID, objects, milliseconds since the newest.
     pub open: Vec<OpenSeries>,
+    /// Which engine serves, and why no other; none before the first start with this version.
+    pub engine: Option<EngineReport>,
     /// Where the site's gate stands; none before the first start with this version.
     pub gate: Option<Gate>,
     /// Alerts on drift, in words.
@@ -93,8 +98,10 @@ impl Status {
             Some(a) => store.with_conn(|c| review::drifts(c, a))?,
             None => Vec::new(),
         };
+        let engine = store.with_conn(|c| crate::store::meta(c, ENGINE))?;
         Ok(Status {
             at_ms,
+            engine: engine.and_then(|e| serde_json::from_str(&e).ok()),
             gate,
             alerts: drift.iter().filter(|d| d.since_ms.is_some()).map(drift::sentence).collect(),
             drift,
@@ -117,6 +124,9 @@ impl Status {
         }
         let counts: Vec<String> = self.outbox.iter().map(|(s, n)| format!("{n} {s}")).collect();
         let _ = writeln!(out, "outbox: {}", if counts.is_empty() { "empty".into() } else { counts.join(", ") });
+        if let Some(engine) = &self.engine {
+            let _ = writeln!(out, "engine: {}", engine.describe());
+        }
         if let Some(gate) = &self.gate {
             let _ = writeln!(out, "gate: {}", gate.sentence);
         }

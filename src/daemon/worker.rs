@@ -210,7 +210,12 @@ fn process(shared: &Shared, job: &Job, headers: &[InstanceHeader]) -> Result<Out
     };
     match shared.model.segmenter.segment(&volume.volume, hint, &options, &progress) {
         Ok(s) => Ok(Outcome::Done(Box::new((volume, s)))),
-        Err(PipelineError::Engine(e)) => Err(Trouble::Other(e.to_string())),
+        Err(PipelineError::Engine(e)) => {
+            if shared.model.fall_back(&e) {
+                super::say_engine(&shared.store, &shared.config, &shared.model)?;
+            }
+            Err(Trouble::Other(e.to_string()))
+        }
         Err(PipelineError::Model(e)) => Err(Trouble::Other(e)),
         // What the picture shows is not what the task is for.
         Err(e) => Ok(Outcome::Refused(Refusal::new(

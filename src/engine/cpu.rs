@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rten::{Dimension, Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueView};
 use rten_tensor::prelude::*;
 
-use super::{Engine, EngineError, EngineIdentity, Tensor};
+use super::{Bound, Engine, EngineError, EngineIdentity, OnHost, Tensor};
 
 /// Version of the library, as written into results.
 const RTEN: &str = "rten 0.27.0";
@@ -120,6 +120,14 @@ impl Engine for CpuEngine {
 
     fn identity(&self) -> EngineIdentity {
         EngineIdentity { kind: NAME.into(), version: RTEN.into(), precision: self.precision.clone() }
+    }
+
+    fn bind(self: Arc<Self>, fixed: Vec<(String, Tensor)>) -> Result<Box<dyn Bound>, EngineError> {
+        if let Some((name, _)) = fixed.iter().find(|(n, _)| !self.inputs.iter().any(|i| i.name == *n)) {
+            let cause = format!("it has no input {name}");
+            return Err(EngineError::Load { engine: NAME.into(), graph: self.graph.clone(), cause });
+        }
+        Ok(Box::new(OnHost::new(self, fixed)))
     }
 }
 

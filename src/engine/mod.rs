@@ -7,6 +7,8 @@ pub mod tensorrt;
 
 pub use tensor::Tensor;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 /// What ran, as written into every result.
@@ -54,6 +56,47 @@ pub trait Engine: Send + Sync {
     fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, EngineError>;
     /// What this engine is.
     fn identity(&self) -> EngineIdentity;
+    /// Fixes some of the inputs: an adapter's tensors, which stay from image to image. Several bindings of one graph can exist; each keeps
+    /// its own tensors for as long as it lives, so a run that began with one adapter ends with it.
+    ///
+    /// # Errors
+    /// [`EngineError::Load`]: the graph has no such input, or the engine has no place for a further binding.
+    fn bind(self: Arc<Self>, fixed: Vec<(String, Tensor)>) -> Result<Box<dyn Bound>, EngineError>;
+}
+
+/// A graph with some of its inputs fixed.
+pub trait Bound: Send + Sync {
+    /// Runs the graph once on the inputs that are not fixed.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
+    fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, EngineError>;
+    /// What computes.
+    fn identity(&self) -> EngineIdentity;
+}
+
+/// A binding for engines that compute where the tensors are: the fixed inputs are given at every run.
+pub struct OnHost<E> {
+    engine: Arc<E>,
+    fixed: Vec<(String, Tensor)>,
+}
+
+impl<E: Engine> OnHost<E> {
+    /// Binds.
+    pub fn new(engine: Arc<E>, fixed: Vec<(String, Tensor)>) -> Self {
+        OnHost { engine, fixed }
+    }
+}
+
+impl<E: Engine> Bound for OnHost<E> {
+    fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, EngineError> {
+        let mut all = inputs.to_vec();
+        all.extend(self.fixed.iter().map(|(n, t)| (n.as_str(), t)));
+        self.engine.run(&all)
+    }
+    fn identity(&self) -> EngineIdentity {
+        self.engine.identity()
+    }
 }
 
 /// A loaded graph that several share.

@@ -1,58 +1,31 @@
 //! The network as three engine graphs with an adapter's tensors as inputs.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::networks::{ClassifierOutput, DecoderOutput, Networks, planes};
 use crate::adapter::Adapter;
 use crate::engine::cpu::CpuEngine;
-use crate::engine::{Engine, EngineError, EngineIdentity, Tensor};
-use crate::model::network::ShapeError;
-use crate::model::onnx::{BOXES, EMBEDDING, Graph, IMAGE, emit_all};
+use crate::engine::{Bound, Engine, EngineError, EngineIdentity, Tensor};
+use crate::model::network::{ShapeError, Shapes};
+use crate::model::onnx::{BOXES, EMBEDDING, Graph, IMAGE, emit_classifier, emit_decoder, emit_encoder};
 use crate::model::weights::BaseWeights;
 
-/// A loaded graph and the adapter tensors that it takes at every run.
-pub struct Part {
-    engine: Box<dyn Engine>,
-    adapter: Vec<(String, Tensor)>,
+/// A graph with an adapter's tensors fixed.
+struct Part {
+    bound: Box<dyn Bound>,
     name: &'static str,
 }
 
 impl Part {
-    /// A graph with those of an adapter's tensors that it names as inputs.
-    ///
-    /// # Errors
-    /// [`EngineError::Load`] where the adapter lacks one of `wanted`.
-    pub fn new<'a>(
-        name: &'static str,
-        engine: Box<dyn Engine>,
-        wanted: impl IntoIterator<Item = &'a str>,
-        adapter: &BTreeMap<String, Tensor>,
-    ) -> Result<Self, EngineError> {
-        let adapter = wanted
-            .into_iter()
-            .map(|n| match adapter.get(n) {
-                Some(t) => Ok((n.to_string(), t.clone())),
-                None => Err(EngineError::Load {
-                    engine: engine.identity().kind,
-                    graph: name.into(),
-                    cause: format!("the adapter has no tensor {n}"),
-                }),
-            })
-            .collect::<Result<_, _>>()?;
-        Ok(Part { engine, adapter, name })
-    }
-
-    /// Runs the graph on its changing inputs; `count` outputs are expected.
+    /// Runs the graph on its changing inputs; N outputs are expected.
     fn run<const N: usize>(&self, inputs: &[(&str, &Tensor)]) -> Result<[Tensor; N], EngineError> {
-        let mut all: Vec<(&str, &Tensor)> = inputs.to_vec();
-        all.extend(self.adapter.iter().map(|(n, t)| (n.as_str(), t)));
-        let outputs = self.engine.run(&all)?;
+        let outputs = self.bound.run(inputs)?;
         let n = outputs.len();
         outputs.try_into().map_err(|_| self.failed(format!("it gave {n} outputs instead of {N}")))
     }
 
     fn failed(&self, cause: String) -> EngineError {
-        EngineError::Run { engine: self.engine.identity().kind, graph: self.name.into(), cause }
+        EngineError::Run { engine: self.bound.identity().kind, graph: self.name.into(), cause }
     }
 }
 
@@ -65,9 +38,197 @@ pub enum NetworksError {
     /// The engine refused a graph.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// The graphs were made for adapters of other shapes.
+    #[error("the loaded graphs are not for adapter {adapter}: {cause}")]
+    Other {
+        /// The adapter.
+        adapter: String,
+        /// What differs.
+        cause: String,
+    },
 }
 
-/// Encoder, classifier and decoder graphs for one task.
+/// The three graphs for adapters of one set of shapes, written but not loaded.
+#[derive(Clone, Debug)]
+pub struct Graphs {
+    /// Image to embedding.
+    pub encoder: Graph,
+    /// Embedding to presence and activation maps.
+    pub classifier: Graph,
+    /// Embedding and boxes to masks.
+    pub decoder: Graph,
+    /// S, edge of the input.
+    pub size: usize,
+    /// K, structures.
+    pub structures: usize,
+    /// Rank that LoRA's factors are padded to; 0 where they stay as they are.
+    pub rank: usize,
+    /// Shapes of the adapter's tensors, padded: every adapter that has them shares the graphs.
+    pub shapes: Shapes,
+}
+
+impl Graphs {
+    /// Writes the graphs for an adapter and every other one of its shapes. LoRA's factors are padded to `rank`, so that adapters of any
+    /// lower rank share them; 0 leaves each its own.
+    ///
+    /// # Errors
+    /// [`ShapeError`]: a tensor that does not fit.
+    pub fn emit(base: &BaseWeights, adapter: &Adapter, rank: usize) -> Result<Self, ShapeError> {
+        let size = adapter.meta.input_size;
+        let shapes = padded_shapes(adapter, rank);
+        Ok(Graphs {
+            encoder: emit_encoder(base, &shapes, size)?,
+            classifier: emit_classifier(base, &shapes, size)?,
+            decoder: emit_decoder(base, &shapes, size)?,
+            size,
+            structures: adapter.meta.task.structures.len(),
+            rank,
+            shapes,
+        })
+    }
+
+    /// The three by name, in the order of a run.
+    pub fn parts(&self) -> [(&'static str, &Graph); 3] {
+        [("encoder", &self.encoder), ("classifier", &self.classifier), ("decoder", &self.decoder)]
+    }
+
+    /// Loads each graph into an engine. What comes out serves any adapter of these shapes.
+    ///
+    /// # Errors
+    /// `load`'s own.
+    pub fn load<E>(
+        &self,
+        mut load: impl FnMut(&'static str, &Graph) -> Result<Arc<dyn Engine>, E>,
+    ) -> Result<LoadedGraphs, E> {
+        let mut part = |name: &'static str, graph: &Graph| -> Result<LoadedGraph, E> {
+            Ok(LoadedGraph { engine: load(name, graph)?, fixed: graph.adapter_inputs.clone(), name })
+        };
+        Ok(LoadedGraphs {
+            encoder: part("encoder", &self.encoder)?,
+            classifier: part("classifier", &self.classifier)?,
+            decoder: part("decoder", &self.decoder)?,
+            size: self.size,
+            structures: self.structures,
+            rank: self.rank,
+            shapes: self.shapes.clone(),
+        })
+    }
+
+    /// Loads them into the embedded CPU engine; `threads` 0 means one per core.
+    ///
+    /// # Errors
+    /// [`EngineError::Load`].
+    pub fn load_cpu(&self, threads: usize) -> Result<LoadedGraphs, EngineError> {
+        self.load(|name, graph| Ok(Arc::new(CpuEngine::load(name, graph.onnx.clone(), threads)?) as Arc<dyn Engine>))
+    }
+}
+
+#[derive(Clone)]
+struct LoadedGraph {
+    engine: Arc<dyn Engine>,
+    fixed: Shapes,
+    name: &'static str,
+}
+
+impl LoadedGraph {
+    /// Binds an adapter whose shapes were found to be the graph's.
+    fn bind(&self, adapter: &Adapter, rank: usize) -> Result<Part, NetworksError> {
+        let tensors = adapter.tensors.iter().filter(|(n, _)| self.fixed.contains_key(*n));
+        let fixed = tensors.map(|(n, t)| (n.clone(), padded(n, t, rank))).collect();
+        Ok(Part { bound: self.engine.clone().bind(fixed)?, name: self.name })
+    }
+}
+
+/// The three graphs in an engine, without an adapter. Adapters of the same shapes share them: a further one costs its own tensors only.
+#[derive(Clone)]
+pub struct LoadedGraphs {
+    encoder: LoadedGraph,
+    classifier: LoadedGraph,
+    decoder: LoadedGraph,
+    size: usize,
+    structures: usize,
+    rank: usize,
+    shapes: Shapes,
+}
+
+impl LoadedGraphs {
+    /// Binds an adapter. The binding keeps its tensors for as long as it lives; a series that began with it ends with it, whatever is
+    /// bound meanwhile. TensorRT has room for two bindings.
+    ///
+    /// # Errors
+    /// [`NetworksError::Other`] for an adapter of other shapes, which needs graphs of its own; [`NetworksError::Engine`].
+    pub fn bind(&self, adapter: &Adapter) -> Result<EngineNetworks, NetworksError> {
+        let other = |cause| NetworksError::Other { adapter: adapter.meta.name.clone(), cause };
+        if adapter.meta.input_size != self.size {
+            return Err(other(format!("its input has {} pixels, the graph's {}", adapter.meta.input_size, self.size)));
+        }
+        let shapes = padded_shapes(adapter, self.rank);
+        if let Some((n, s)) = shapes.iter().find(|(n, s)| self.shapes.get(*n) != Some(s)) {
+            let own = self.shapes.get(n).map_or("none".to_string(), |s| format!("{s:?}"));
+            return Err(other(format!("its tensor {n} has the shape {s:?}, the graphs' {own}")));
+        }
+        if let Some(n) = self.shapes.keys().find(|n| !shapes.contains_key(*n)) {
+            return Err(other(format!("it has no tensor {n}")));
+        }
+        Ok(EngineNetworks {
+            encoder: self.encoder.bind(adapter, self.rank)?,
+            classifier: self.classifier.bind(adapter, self.rank)?,
+            decoder: self.decoder.bind(adapter, self.rank)?,
+            size: self.size,
+            structures: self.structures,
+        })
+    }
+
+    /// What computes.
+    pub fn identity(&self) -> EngineIdentity {
+        self.encoder.engine.identity()
+    }
+}
+
+/// The axis of a LoRA factor that is its rank.
+fn rank_axis(name: &str) -> Option<usize> {
+    if name.ends_with(".lora_a") {
+        Some(0)
+    } else if name.ends_with(".lora_b") {
+        Some(1)
+    } else {
+        None
+    }
+}
+
+fn padded_shapes(adapter: &Adapter, rank: usize) -> Shapes {
+    adapter.tensors.iter().map(|(n, t)| (n.clone(), padded_shape(n, &t.shape, rank))).collect()
+}
+
+fn padded_shape(name: &str, shape: &[usize], rank: usize) -> Vec<usize> {
+    let mut shape = shape.to_vec();
+    if let Some(r) = rank_axis(name).and_then(|axis| shape.get_mut(axis)) {
+        *r = (*r).max(rank);
+    }
+    shape
+}
+
+/// A LoRA factor with zeros up to the rank, which change nothing of the product; any other tensor as it is.
+fn padded(name: &str, tensor: &Tensor, rank: usize) -> Tensor {
+    let shape = padded_shape(name, &tensor.shape, rank);
+    if shape == tensor.shape {
+        return tensor.clone();
+    }
+    let (&[_, from], &[_, to]) = (&tensor.shape[..], &shape[..]) else { return tensor.clone() };
+    let mut out = Tensor::zeros(&shape);
+    for (row, own) in out.data.chunks_exact_mut(to).zip(tensor.data.chunks_exact(from)) {
+        row[..from].copy_from_slice(own);
+    }
+    out
+}
+
+/// An adapter's tensor as a graph takes it; none where it has no such tensor, or one that cannot be padded to the shape.
+pub fn padded_to(adapter: &Adapter, name: &str, shape: &[usize]) -> Option<Tensor> {
+    let rank = rank_axis(name).and_then(|axis| shape.get(axis)).copied().unwrap_or(0);
+    adapter.tensors.get(name).map(|t| padded(name, t, rank)).filter(|t| t.shape == shape)
+}
+
+/// Encoder, classifier and decoder graphs for one adapter.
 pub struct EngineNetworks {
     encoder: Part,
     classifier: Part,
@@ -77,20 +238,13 @@ pub struct EngineNetworks {
 }
 
 impl EngineNetworks {
-    /// The three graphs for S x S inputs and K structures.
-    pub fn new(encoder: Part, classifier: Part, decoder: Part, size: usize, structures: usize) -> Self {
-        EngineNetworks { encoder, classifier, decoder, size, structures }
-    }
-
-    /// Emits the three graphs for an adapter and loads them into the embedded CPU engine; `threads` 0 means one per core.
-    /// The adapter must have been held against the network before.
+    /// Writes the three graphs for an adapter, loads them into the embedded CPU engine and binds the adapter; `threads` 0 means one per
+    /// core. The adapter must have been held against the network before.
     ///
     /// # Errors
     /// [`NetworksError`]: a tensor that does not fit, or a graph that the engine refuses.
     pub fn cpu(base: &BaseWeights, adapter: &Adapter, threads: usize) -> Result<Self, NetworksError> {
-        let shapes = adapter.tensors.iter().map(|(n, t)| (n.clone(), t.shape.clone())).collect();
-        let graphs = emit_all(base, &shapes, adapter.meta.input_size)?;
-        Self::of(&graphs, adapter, |g| Ok(Box::new(CpuEngine::load(&g.name, g.onnx.clone(), threads)?)))
+        Graphs::emit(base, adapter, 0)?.load_cpu(threads)?.bind(adapter)
     }
 
     /// Encoder, classifier and decoder as they are, in whatever precision, each on the engine that `load` makes of it.
@@ -103,8 +257,17 @@ impl EngineNetworks {
         mut load: impl FnMut(&Graph) -> Result<Box<dyn Engine>, EngineError>,
     ) -> Result<Self, NetworksError> {
         let mut part = |name: &'static str, graph: &Graph| -> Result<Part, NetworksError> {
-            let wanted = graph.adapter_inputs.keys().map(String::as_str);
-            Ok(Part::new(name, load(graph)?, wanted, &adapter.tensors)?)
+            let engine: Arc<dyn Engine> = Arc::from(load(graph)?);
+            let mut fixed = Vec::with_capacity(graph.adapter_inputs.len());
+            for (n, shape) in &graph.adapter_inputs {
+                let tensor = padded_to(adapter, n, shape).ok_or_else(|| EngineError::Load {
+                    engine: engine.identity().kind,
+                    graph: name.into(),
+                    cause: format!("adapter {} has no tensor {n} of a shape that fits {shape:?}", adapter.meta.name),
+                })?;
+                fixed.push((n.clone(), tensor));
+            }
+            Ok(Part { bound: engine.bind(fixed)?, name })
         };
         Ok(EngineNetworks {
             encoder: part("encoder", encoder)?,
@@ -132,7 +295,7 @@ impl Networks for EngineNetworks {
         if logits.len() != self.structures {
             return Err(self.classifier.failed(format!("{} logits for {} structures", logits.len(), self.structures)));
         }
-        let engine = self.classifier.engine.identity().kind;
+        let engine = self.classifier.bound.identity().kind;
         Ok(ClassifierOutput {
             logits: logits.data,
             cams: planes(&cam, self.structures, &engine, self.classifier.name)?,
@@ -144,11 +307,11 @@ impl Networks for EngineNetworks {
         if iou.len() != self.structures {
             return Err(self.decoder.failed(format!("{} estimates for {} structures", iou.len(), self.structures)));
         }
-        let engine = self.decoder.engine.identity().kind;
+        let engine = self.decoder.bound.identity().kind;
         Ok(DecoderOutput { masks: planes(&masks, self.structures, &engine, self.decoder.name)?, iou: iou.data })
     }
     fn identity(&self) -> EngineIdentity {
-        self.encoder.engine.identity()
+        self.encoder.bound.identity()
     }
 }
 
@@ -161,7 +324,7 @@ mod tests {
         inputs: Vec<&'static str>,
         outputs: Vec<Tensor>,
     }
-    impl Engine for Fixed {
+    impl Bound for Fixed {
         fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, EngineError> {
             assert_eq!(inputs.iter().map(|i| i.0).collect::<Vec<_>>(), self.inputs);
             Ok(self.outputs.clone())
@@ -172,24 +335,17 @@ mod tests {
     }
 
     fn networks(masks: &[usize]) -> EngineNetworks {
-        let adapter: BTreeMap<String, Tensor> =
-            [("class_tokens", 2), ("a.lora_a", 1)].map(|(n, k)| (n.to_string(), Tensor::zeros(&[k, 256]))).into();
-        let part = |name, wanted: &[&'static str], own: &[&'static str], outputs| {
-            let inputs = own.iter().chain(wanted).copied().collect();
-            Part::new(name, Box::new(Fixed { inputs, outputs }), wanted.iter().copied(), &adapter).unwrap()
+        let part = |name, inputs: &[&'static str], outputs| Part {
+            bound: Box::new(Fixed { inputs: inputs.to_vec(), outputs }),
+            name,
         };
-        EngineNetworks::new(
-            part("encoder", &["a.lora_a"], &["image"], vec![Tensor::zeros(&[1, 256, 2, 2])]),
-            part("classifier", &[], &["embedding"], vec![Tensor::zeros(&[1, 2]), Tensor::zeros(&[1, 2, 2, 2])]),
-            part(
-                "decoder",
-                &["class_tokens"],
-                &["embedding", "boxes"],
-                vec![Tensor::zeros(masks), Tensor::zeros(&[2, 1])],
-            ),
-            32,
-            2,
-        )
+        EngineNetworks {
+            encoder: part("encoder", &["image"], vec![Tensor::zeros(&[1, 256, 2, 2])]),
+            classifier: part("classifier", &["embedding"], vec![Tensor::zeros(&[1, 2]), Tensor::zeros(&[1, 2, 2, 2])]),
+            decoder: part("decoder", &["embedding", "boxes"], vec![Tensor::zeros(masks), Tensor::zeros(&[2, 1])]),
+            size: 32,
+            structures: 2,
+        }
     }
 
     #[test]
@@ -207,8 +363,21 @@ mod tests {
         let n = networks(&[3, 1, 8, 8]);
         let wrong = n.decode(&Tensor::zeros(&[1, 256, 2, 2]), &[[0.0; 4]; 2]).unwrap_err();
         assert!(wrong.to_string().contains("decoder"), "{wrong}");
-        let engine = Box::new(Fixed { inputs: Vec::new(), outputs: Vec::new() });
-        let Err(missing) = Part::new("encoder", engine, ["x.lora_a"], &BTreeMap::new()) else { panic!("accepted") };
-        assert!(missing.to_string().contains("x.lora_a"), "{missing}");
+    }
+
+    #[test]
+    fn zeros_up_to_the_rank_change_no_product() {
+        let (a, b) =
+            (Tensor::new(&[2, 3], (1..7).map(|v| v as f32).collect()), Tensor::new(&[2, 2], vec![1., 2., 3., 4.]));
+        let (wide_a, wide_b) = (padded("x.lora_a", &a, 5), padded("x.lora_b", &b, 5));
+        assert_eq!((&wide_a.shape[..], &wide_b.shape[..]), (&[5, 3][..], &[2, 5][..]));
+        let product = |a: &Tensor, b: &Tensor| -> Vec<f32> {
+            let (r, n) = (a.shape[0], a.shape[1]);
+            let at = |i: usize| (0..r).map(|k| b.data[i / n * r + k] * a.data[k * n + i % n]).sum();
+            (0..b.shape[0] * n).map(at).collect()
+        };
+        assert_eq!(product(&a, &b), product(&wide_a, &wide_b));
+        assert_eq!(padded("x.lora_a", &a, 1), a, "a higher rank stays");
+        assert_eq!(padded("class_tokens", &b, 9), b);
     }
 }

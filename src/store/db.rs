@@ -293,6 +293,23 @@ fn write_durably(path: &Path, text: &str) -> Result<(), StoreError> {
     write().map_err(io(path))
 }
 
+/// Remembers a value under a key, in place of an earlier one.
+///
+/// # Errors
+/// The database's.
+pub fn set_meta(conn: &Connection, key: &str, value: &str) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO meta (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+    conn.execute(sql, [key, value]).map(|_| ())
+}
+
+/// What is remembered under a key.
+///
+/// # Errors
+/// The database's.
+pub fn meta(conn: &Connection, key: &str) -> rusqlite::Result<Option<String>> {
+    conn.query_row("SELECT value FROM meta WHERE key = ?1", [key], |r| r.get(0)).optional()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,7 +16,7 @@ pub mod review;
 pub mod spool;
 mod sweep;
 
-pub use db::{Store, StoreError};
+pub use db::{Store, StoreError, meta, set_meta};
 pub use instances::{Instance, SeriesSummary};
 pub use spool::{Received, Spool};
 pub use sweep::SweepReport;

@@ -37,6 +37,11 @@ pub struct Served {
 impl Served {
     /// Starts the service: modality `MR1`, one archive at `archive`, two seconds of quiet. Returns once it listens.
     pub fn start(dir: &Path, archive_ae: &str, archive: &str) -> Served {
+        Served::start_with(dir, archive_ae, archive, "", &[])
+    }
+
+    /// The same with further settings and environment.
+    pub fn start_with(dir: &Path, archive_ae: &str, archive: &str, settings: &str, env: &[(String, String)]) -> Served {
         let state = dir.join("state");
         let config = dir.join("scanside.toml");
         std::fs::write(
@@ -44,7 +49,7 @@ impl Served {
             format!(
                 "[station]\nlisten = \"127.0.0.1:0\"\n[storage]\nstate_dir = {state:?}\nmin_free_mb = 64\n\
                  [[modality]]\nae_title = \"MR1\"\n[[archive]]\nae_title = \"{archive_ae}\"\naddress = \"{archive}\"\n\
-                 [series]\nquiet_seconds = 2\n"
+                 [series]\nquiet_seconds = 2\n{settings}"
             ),
         )
         .unwrap();
@@ -52,6 +57,7 @@ impl Served {
         let mut child = Command::new(env!("CARGO_BIN_EXE_scanside"))
             .args(["serve", "-c"])
             .arg(&config)
+            .envs(env.iter().map(|(k, v)| (k, v)))
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
@@ -75,6 +81,20 @@ impl Served {
             .unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         serde_json::from_slice(&out.stdout).unwrap()
+    }
+
+    /// Waits until the first job is over, wherever its objects are, and returns it.
+    pub fn wait_for_job(&self) -> Value {
+        let start = Instant::now();
+        loop {
+            let status = self.status();
+            let job = status["jobs"].as_array().unwrap().iter().find(|j| j["state"] != "pending");
+            if let Some(job) = job {
+                return job.clone();
+            }
+            assert!(start.elapsed() < Duration::from_secs(600), "no end: {status:#}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     /// Waits until a job of the series has ended and all its objects were sent, and returns that job.

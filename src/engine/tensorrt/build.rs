@@ -14,7 +14,7 @@ const MOST_ERRORS: i32 = 16;
 /// Most bytes that a builder's answer may have.
 const MOST_BYTES: usize = 8 << 30;
 
-/// How a plan is built. Precision is in the graph itself: FP16 tensors, Q/DQ nodes.
+/// How a plan is built. Precision is in the graph itself: FP16 tensors, Q/DQ nodes; 8.6 must be allowed it besides.
 #[derive(Clone, Debug, Default)]
 pub struct BuildOptions {
     /// Workspace, bytes; 0 leaves it to TensorRT.
@@ -27,6 +27,12 @@ pub struct BuildOptions {
     pub version_compatible: bool,
     /// Timing cache of a former build on this GPU; empty for none.
     pub timing_cache: Vec<u8>,
+    /// 8.6 alone: FP16 kernels may be used. Later versions take types from the graph.
+    pub half: bool,
+    /// 8.6 alone: INT8 kernels may be used, where the graph has Q/DQ nodes.
+    pub int8: bool,
+    /// Up to 10: leave cuBLAS and cuDNN out, which TensorRT takes kernels from where they are installed.
+    pub own_kernels: bool,
     /// Inputs with an open dimension: name, smallest, usual and largest shape.
     pub profile: Vec<(String, [Dims; 3])>,
 }
@@ -57,7 +63,7 @@ struct Flags {
     refit: i32,
     version_compatible: i32,
     /// 8.6 alone: FP16, INT8 and the wish that the graph's types be kept.
-    typed: &'static [i32],
+    typed: Option<[i32; 3]>,
     /// Creation flags of the network: an explicit batch in 8.6, types as the graph has them in 10. 11 knows nothing else.
     network: u32,
 }
@@ -65,9 +71,9 @@ struct Flags {
 impl Flags {
     fn of(major: u32) -> Self {
         match major {
-            8 => Flags { refit: 5, version_compatible: 15, typed: &[0, 1, 11], network: 1 },
-            10 => Flags { refit: 4, version_compatible: 13, typed: &[], network: 2 },
-            _ => Flags { refit: 4, version_compatible: 12, typed: &[], network: 0 },
+            8 => Flags { refit: 5, version_compatible: 15, typed: Some([0, 1, 11]), network: 1 },
+            10 => Flags { refit: 4, version_compatible: 13, typed: None, network: 2 },
+            _ => Flags { refit: 4, version_compatible: 12, typed: None, network: 0 },
         }
     }
 }
@@ -144,7 +150,12 @@ impl Builder {
     }
 
     fn configure(&self, config: &Object, flags: Flags, options: &BuildOptions) -> Result<(), TrtError> {
-        let mut wanted = flags.typed.to_vec();
+        let mut wanted = Vec::new();
+        if let Some([half, int8, keep]) = flags.typed {
+            wanted.extend(options.half.then_some(half));
+            wanted.extend(options.int8.then_some(int8));
+            wanted.extend((options.half || options.int8).then_some(keep));
+        }
         wanted.extend(options.refit.then_some(flags.refit));
         wanted.extend(options.version_compatible.then_some(flags.version_compatible));
         // SAFETY: the signatures of the table. Pool 0 is the workspace.
@@ -154,6 +165,10 @@ impl Builder {
             }
             if options.workspace > 0 {
                 call!(config, Method::ConfigSetPool, (0; i32), (options.workspace; usize) => ());
+            }
+            if options.own_kernels && self.object.library().generation() < 11 {
+                // Bits 3 and 4, edge-mask and just-in-time convolutions: all sources that need no other library.
+                call!(config, Method::ConfigTactics, (0b11000; u32) => bool);
             }
             if let Some(level) = options.level {
                 call!(config, Method::ConfigLevel, (level.clamp(0, 5); i32) => ());

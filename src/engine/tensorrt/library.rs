@@ -106,6 +106,11 @@ impl Library {
         self.table.version()
     }
 
+    /// Product and version, e.g. `TensorRT 10.3.0`.
+    pub fn product(&self) -> String {
+        format!("TensorRT{} {}", if self.search.rtx { "-RTX" } else { "" }, self.version())
+    }
+
     /// The major version whose interfaces it has: its own, or 11 for TensorRT-RTX.
     pub(super) fn generation(&self) -> u32 {
         self.table.generation()

@@ -13,16 +13,26 @@
 
 mod build;
 mod callbacks;
+mod cuda;
 mod library;
+mod measure;
 mod object;
+mod plans;
+mod platform;
 mod runtime;
+mod serving;
 mod slots;
 
 pub use build::{BuildOptions, Builder, Plan};
 pub use callbacks::{Severity, Sink};
+pub use cuda::{Gpu, GpuError};
 pub use library::{CudaReady, Library, Search};
+pub use measure::{Measured, Span, Steps, overlap};
 pub use object::Dims;
+pub use plans::{PlanError, PlanKey, PlanRecord, Plans, read_plan};
+pub use platform::{Platform, Unusable};
 pub use runtime::{Context, DataType, Engine, Refitter, Runtime, TensorInfo};
+pub use serving::{ServingError, ServingOptions, Signature, TensorRtEngine};
 pub use slots::{Method, SlotTable, Version};
 
 /// Why TensorRT cannot be used, or what it refused.

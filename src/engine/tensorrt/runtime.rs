@@ -87,6 +87,11 @@ impl Runtime {
         Ok(Runtime { object })
     }
 
+    /// The library's product and version, e.g. `TensorRT 10.3.0`.
+    pub fn version(&self) -> String {
+        self.object.library().product()
+    }
+
     /// An engine from a plan.
     ///
     /// # Errors
