@@ -3,11 +3,11 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail};
 
-use crate::engine::{Engine, EngineError, EngineIdentity, Tensor};
+use crate::engine::{Bound, Engine, EngineError, EngineIdentity, OnHost, Tensor};
 
 /// The peer's half, run by Python.
 const WORKER: &str = include_str!("../../tests/reference/ort_worker.py");
@@ -138,6 +138,9 @@ impl OnnxRuntime {
 }
 
 impl Engine for OnnxRuntime {
+    fn bind(self: Arc<Self>, fixed: Vec<(String, Tensor)>) -> Result<Box<dyn Bound>, EngineError> {
+        Ok(Box::new(OnHost::new(self, fixed)))
+    }
     fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, EngineError> {
         let own: Vec<(&str, &Tensor)> =
             inputs.iter().filter(|(n, _)| self.changing.iter().any(|c| c == n)).copied().collect();

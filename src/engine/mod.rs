@@ -100,11 +100,14 @@ impl<E: Engine> Bound for OnHost<E> {
 }
 
 /// A loaded graph that several share.
-impl<E: Engine + ?Sized> Engine for std::sync::Arc<E> {
+impl<E: Engine + ?Sized> Engine for Arc<E> {
     fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, EngineError> {
         (**self).run(inputs)
     }
     fn identity(&self) -> EngineIdentity {
         (**self).identity()
+    }
+    fn bind(self: Arc<Self>, fixed: Vec<(String, Tensor)>) -> Result<Box<dyn Bound>, EngineError> {
+        E::bind((*self).clone(), fixed)
     }
 }
