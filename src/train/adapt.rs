@@ -63,6 +63,7 @@ pub struct Adapted {
 ///
 /// # Errors
 /// [`AdaptError`].
+#[allow(clippy::too_many_arguments)]
 pub fn adapt(
     base: &BTreeMap<String, Tensor>,
     task: &Task,
