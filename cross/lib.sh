@@ -67,7 +67,7 @@ check_glibc() {
     newest=$(objdump -T "$1" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1)
     [ -n "$newest" ] || die "$1 names no GLIBC version: is it a dynamic program?"
     [ "$(printf '%s\n' "${newest#GLIBC_}" "$GLIBC_MOST" | sort -V | tail -1)" = "$GLIBC_MOST" ] ||
-        die "$1 needs $newest, but JetPack 6 and the package's Depends allow GLIBC_$GLIBC_MOST at most"
+        die "$1 needs $newest ($(objdump -T "$1" | awk -v v="($newest)" '$5 == v || $4 == v { printf "%s ", $NF }')), but GLIBC_$GLIBC_MOST is the most that the package's Depends allow"
     say "$(basename "$1"): $newest at most"
 }
 
