@@ -1,7 +1,8 @@
-//! What segments: base weights, adapter and engine, loaded once at start.
+//! What segments: base weights, adapter and engine. Adapters of the same shapes run on the same loaded graphs.
 
 use std::path::{Path, PathBuf};
 
+use crate::adapter::bundle::Bundle;
 use crate::adapter::{Adapter, AdapterError, Reference};
 use crate::config;
 use crate::dicom::write::Identity;
@@ -26,6 +27,30 @@ pub enum ModelError {
     /// The pipeline.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
+    /// The base weights are no longer those that this process began with.
+    #[error("the base weights in {} were changed; start the service again", .0.display())]
+    BaseChanged(PathBuf),
+}
+
+/// The signed bundle that an adapter came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// Its row in the store.
+    pub row: i64,
+    /// Name and version of the release.
+    pub title: String,
+    /// sha256 of what was signed, hex.
+    pub identity: String,
+    /// Whose signatures.
+    pub signer: String,
+}
+
+impl Release {
+    fn words(&self) -> String {
+        let identity = self.identity.get(..12).unwrap_or(&self.identity);
+        let signer = if self.signer.is_empty() { "keys withdrawn since" } else { &self.signer };
+        format!("{} ({identity}), signed by {signer}", self.title)
+    }
 }
 
 /// A segmenter with the identities that its results carry.
@@ -42,6 +67,10 @@ pub struct Model {
     pub references: Vec<Reference>,
     /// Whether the adapter is the one that comes with the program.
     pub phantom_only: bool,
+    /// The bundle that the adapter came in; none for the one that the configuration names.
+    pub release: Option<Release>,
+    networks: EngineNetworks,
+    weights: PathBuf,
 }
 
 impl Model {
@@ -50,10 +79,10 @@ impl Model {
     /// # Errors
     /// [`ModelError`], each with its remedy.
     pub fn load(settings: &config::Model) -> Result<Model, ModelError> {
-        let path: PathBuf =
-            if settings.weights.as_os_str().is_empty() { weights::cached_path()? } else { settings.weights.clone() };
-        let base = weights::load(&path)?;
-        Model::with_base(&base, &settings.adapter, settings.threads)
+        let base = weights::load(&path(&settings.weights)?)?;
+        let mut model = Model::with_base(&base, &settings.adapter, settings.threads)?;
+        model.weights.clone_from(&settings.weights);
+        Ok(model)
     }
 
     /// The same over base weights at hand; an empty adapter path means the phantom adapter.
@@ -66,20 +95,77 @@ impl Model {
         adapter.check(base.sha256())?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if threads == 0 { cores } else { threads };
-        // One thread an engine and several slices at once: slices are independent, and this beats threads within one.
-        let networks = EngineNetworks::cpu(base, &adapter, 1)?;
+        let networks = graphs(base, &adapter)?;
+        let mut model = Model::over(networks, &adapter, base.sha256(), threads)?;
+        model.phantom_only = phantom_only;
+        Ok(model)
+    }
+
+    /// The adapter of a verified bundle beside this model, on the same graphs where its tensors have the same shapes; else its
+    /// own are made, which takes seconds.
+    ///
+    /// # Errors
+    /// [`ModelError`].
+    pub fn beside(&self, bundle: &Bundle, row: i64) -> Result<Model, ModelError> {
+        let adapter = bundle.adapter();
+        adapter.check(&self.base_sha256)?;
+        let networks = match self.networks.with_adapter(adapter) {
+            Some(shared) => shared.map_err(NetworksError::Engine)?,
+            None => {
+                let path = path(&self.weights)?;
+                let base = weights::load(&path)?;
+                if base.sha256() != self.base_sha256 {
+                    return Err(ModelError::BaseChanged(path));
+                }
+                graphs(&base, adapter)?
+            }
+        };
+        let mut model = Model::over(networks, adapter, &self.base_sha256, self.threads)?;
+        model.weights.clone_from(&self.weights);
+        model.release = Some(Release {
+            row,
+            title: format!("{} {}", bundle.name(), bundle.version()),
+            identity: bundle.id().to_string(),
+            signer: bundle.signers().join(", "),
+        });
+        Ok(model)
+    }
+
+    fn over(networks: EngineNetworks, adapter: &Adapter, base: &str, threads: usize) -> Result<Model, ModelError> {
         let engine = crate::pipeline::Networks::identity(&networks);
-        let segmenter = Segmenter::new(Box::new(networks), adapter.model_info()?)?;
         Ok(Model {
-            segmenter,
+            segmenter: Segmenter::new(Box::new(networks.clone()), adapter.model_info()?)?,
             threads,
             adapter: format!("{} {}", adapter.meta.name, adapter.meta.version),
             adapter_sha256: adapter.sha256()?,
-            base_sha256: base.sha256().to_string(),
+            base_sha256: base.to_string(),
             engine: format!("{} {} {}", engine.kind, engine.version, engine.precision),
-            references: adapter.meta.reference,
-            phantom_only,
+            references: adapter.meta.reference.clone(),
+            phantom_only: false,
+            release: None,
+            networks,
+            weights: PathBuf::new(),
         })
+    }
+
+    /// Whether both run on the same loaded graphs.
+    pub fn shares_graphs_with(&self, other: &Model) -> bool {
+        self.networks.shares_graphs_with(&other.networks)
+    }
+
+    /// The bundle's row; none for the adapter that the configuration names.
+    pub fn row(&self) -> Option<i64> {
+        self.release.as_ref().map(|r| r.row)
+    }
+
+    /// Adapter name and version.
+    pub fn adapter(&self) -> &str {
+        &self.adapter
+    }
+
+    /// sha256 of the base weights, hex.
+    pub fn base_sha256(&self) -> &str {
+        &self.base_sha256
     }
 
     /// sha256 of the adapter, hex.
@@ -89,8 +175,12 @@ impl Model {
 
     /// One line for logs and people.
     pub fn describe(&self) -> String {
-        let caution = if self.phantom_only { " (phantom adapter: for trying out only)" } else { "" };
-        format!("engine {}, adapter {}{caution}", self.engine, self.adapter)
+        let origin = match (&self.release, self.phantom_only) {
+            (Some(r), _) => format!(" from bundle {}", r.words()),
+            (None, true) => " (phantom adapter: for trying out only)".to_string(),
+            (None, false) => String::new(),
+        };
+        format!("engine {}, adapter {}{origin}", self.engine, self.adapter)
     }
 
     /// What results say of who made them.
@@ -100,8 +190,18 @@ impl Model {
             engine: self.engine.clone(),
             adapter: self.adapter.clone(),
             adapter_sha256: self.adapter_sha256.clone(),
+            bundle: self.release.as_ref().map(Release::words).unwrap_or_default(),
             base_sha256: self.base_sha256.clone(),
             station: station.to_string(),
         }
     }
+}
+
+fn path(weights: &Path) -> Result<PathBuf, ModelError> {
+    Ok(if weights.as_os_str().is_empty() { weights::cached_path()? } else { weights.to_path_buf() })
+}
+
+/// One thread an engine and several slices at once: slices are independent, and this beats threads within one.
+fn graphs(base: &BaseWeights, adapter: &Adapter) -> Result<EngineNetworks, ModelError> {
+    Ok(EngineNetworks::cpu(base, adapter, 1)?)
 }

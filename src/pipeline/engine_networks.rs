@@ -1,6 +1,8 @@
-//! The network as three engine graphs with an adapter's tensors as inputs.
+//! The network as three engine graphs with an adapter's tensors as inputs. The graphs know no adapter: adapters of the same shapes
+//! run on the same ones, so that changing the adapter is a matter of other inputs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::networks::{ClassifierOutput, DecoderOutput, Networks, planes};
 use crate::adapter::Adapter;
@@ -10,10 +12,11 @@ use crate::model::network::ShapeError;
 use crate::model::onnx::{BOXES, EMBEDDING, Graph, IMAGE, emit_classifier, emit_decoder, emit_encoder};
 use crate::model::weights::BaseWeights;
 
-/// A loaded graph and the adapter tensors that it takes at every run.
+/// A loaded graph and the adapter tensors that it takes at every run. Cheap to clone.
+#[derive(Clone)]
 pub struct Part {
-    engine: Box<dyn Engine>,
-    adapter: Vec<(String, Tensor)>,
+    engine: Arc<dyn Engine>,
+    adapter: Arc<[(String, Tensor)]>,
     name: &'static str,
 }
 
@@ -25,6 +28,15 @@ impl Part {
     pub fn new<'a>(
         name: &'static str,
         engine: Box<dyn Engine>,
+        wanted: impl IntoIterator<Item = &'a str>,
+        adapter: &BTreeMap<String, Tensor>,
+    ) -> Result<Self, EngineError> {
+        Part::over(name, engine.into(), wanted, adapter)
+    }
+
+    fn over<'a>(
+        name: &'static str,
+        engine: Arc<dyn Engine>,
         wanted: impl IntoIterator<Item = &'a str>,
         adapter: &BTreeMap<String, Tensor>,
     ) -> Result<Self, EngineError> {
@@ -40,6 +52,11 @@ impl Part {
             })
             .collect::<Result<_, _>>()?;
         Ok(Part { engine, adapter, name })
+    }
+
+    /// The same graph with another adapter's tensors.
+    fn with(&self, adapter: &BTreeMap<String, Tensor>) -> Result<Self, EngineError> {
+        Part::over(self.name, self.engine.clone(), self.adapter.iter().map(|(n, _)| n.as_str()), adapter)
     }
 
     /// Runs the graph on its changing inputs; `count` outputs are expected.
@@ -67,7 +84,8 @@ pub enum NetworksError {
     Engine(#[from] EngineError),
 }
 
-/// Encoder, classifier and decoder graphs for one task.
+/// Encoder, classifier and decoder graphs for one task. Cheap to clone.
+#[derive(Clone)]
 pub struct EngineNetworks {
     encoder: Part,
     classifier: Part,
@@ -102,6 +120,30 @@ impl EngineNetworks {
             size,
             structures: adapter.meta.task.structures.len(),
         })
+    }
+}
+
+impl EngineNetworks {
+    /// The same graphs with another adapter's tensors; none where that adapter needs graphs of its own. It must have been held
+    /// against the network before.
+    ///
+    /// # Errors
+    /// [`EngineError`] as [`Part::new`].
+    pub fn with_adapter(&self, adapter: &Adapter) -> Option<Result<Self, EngineError>> {
+        let parts = [&self.encoder, &self.classifier, &self.decoder];
+        let taken: BTreeMap<&str, &[usize]> =
+            parts.iter().flat_map(|p| p.adapter.iter()).map(|(n, t)| (n.as_str(), t.shape.as_slice())).collect();
+        let given = adapter.tensors.iter().map(|(n, t)| (n.as_str(), t.shape.as_slice()));
+        let same = taken == given.collect()
+            && self.size == adapter.meta.input_size
+            && self.structures == adapter.meta.task.structures.len();
+        let [encoder, classifier, decoder] = same.then(|| parts.map(|p| p.with(&adapter.tensors)))?;
+        Some((|| Ok(EngineNetworks::new(encoder?, classifier?, decoder?, self.size, self.structures)))())
+    }
+
+    /// Whether both run on the same loaded graphs.
+    pub fn shares_graphs_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.encoder.engine, &other.encoder.engine)
     }
 }
 

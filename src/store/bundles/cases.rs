@@ -54,7 +54,9 @@ pub struct Case {
     pub job_id: i64,
     /// When, Unix milliseconds.
     pub at_ms: i64,
-    /// Why the candidate made no result; empty where it made one.
+    /// Whether it says something of the candidate.
+    pub counts: bool,
+    /// Stable code of why the candidate made no result, or none that can be compared; empty where it did.
     pub problem: String,
     /// What the candidate made of it.
     pub candidate: Side,
@@ -81,6 +83,7 @@ fn case(r: &Row<'_>) -> rusqlite::Result<Case> {
         stage: if stage == "shadow" { Stage::Shadow } else { Stage::Probation },
         job_id: r.get("job_id")?,
         at_ms: r.get("at_ms")?,
+        counts: r.get::<_, i64>("counts")? != 0,
         problem: r.get("problem")?,
         candidate: side("score", "verdict", "seconds")?,
         active: side("active_score", "active_verdict", "active_seconds")?,
@@ -107,13 +110,15 @@ pub fn cases(conn: &Connection, bundle_id: i64, limit: usize) -> rusqlite::Resul
 /// The database's.
 pub fn record_case(tx: &Transaction<'_>, bundle_id: i64, c: &Case) -> rusqlite::Result<()> {
     tx.execute(
-        "INSERT OR REPLACE INTO bundle_case (bundle_id, stage, job_id, at_ms, problem, score, verdict, seconds, active_score,
-         active_verdict, active_seconds, dice) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+        "INSERT OR REPLACE INTO bundle_case (bundle_id, stage, job_id, at_ms, counts, problem, score, verdict, seconds,
+         active_score, active_verdict, active_seconds, dice)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
         params![
             bundle_id,
             c.stage.word(),
             c.job_id,
             c.at_ms,
+            i64::from(c.counts),
             c.problem,
             c.candidate.score,
             c.candidate.verdict,

@@ -42,6 +42,7 @@ CREATE TABLE bundle (
     name TEXT NOT NULL DEFAULT '',
     version INTEGER NOT NULL DEFAULT 0,
     adapter_sha256 TEXT NOT NULL DEFAULT '',
+    identity TEXT NOT NULL DEFAULT '',
     signer TEXT NOT NULL DEFAULT '',
     code TEXT NOT NULL DEFAULT '',
     sentence TEXT NOT NULL DEFAULT '',
@@ -64,6 +65,7 @@ CREATE TABLE bundle_case (
     stage TEXT NOT NULL CHECK (stage IN ('shadow','probation')),
     job_id INTEGER NOT NULL REFERENCES job (id),
     at_ms INTEGER NOT NULL,
+    counts INTEGER NOT NULL,
     problem TEXT NOT NULL,
     score REAL,
     verdict TEXT NOT NULL,
@@ -102,13 +104,15 @@ pub struct Bundle {
     /// Where it stands.
     #[serde(flatten)]
     pub state: State,
-    /// Name of the adapter; empty until verified.
+    /// Name of its line of releases; empty until verified.
     pub name: String,
-    /// Its version; 0 until verified.
+    /// Its version in that line; 0 until verified.
     pub version: u32,
     /// sha256 of the adapter itself, hex; empty until verified.
     pub adapter_sha256: String,
-    /// Whose signature was accepted.
+    /// sha256 of what was signed, hex; empty until verified.
+    pub identity: String,
+    /// Whose signatures were accepted.
     pub signer: String,
     /// Stable code of a refusal or a roll-back.
     pub code: String,
@@ -150,6 +154,7 @@ fn bundle(row: &Row<'_>) -> rusqlite::Result<Bundle> {
         name: row.get("name")?,
         version: row.get("version")?,
         adapter_sha256: row.get("adapter_sha256")?,
+        identity: row.get("identity")?,
         signer: row.get("signer")?,
         code: row.get("code")?,
         sentence: row.get("sentence")?,
@@ -237,14 +242,6 @@ pub fn under_way(conn: &Connection) -> rusqlite::Result<Vec<Bundle>> {
     conn.prepare("SELECT * FROM bundle WHERE state NOT IN ('committed', 'rolled-back', 'refused') ORDER BY id")?
         .query_map([], bundle)?
         .collect()
-}
-
-/// The newest version of an adapter that was ever committed on this box.
-///
-/// # Errors
-/// The database's.
-pub fn newest_committed(conn: &Connection, name: &str) -> rusqlite::Result<Option<u32>> {
-    conn.query_row("SELECT max(version) FROM bundle WHERE name = ?1 AND ever_committed = 1", [name], |r| r.get(0))
 }
 
 /// A step in the life of a bundle: time, state that it led to, sentence.
@@ -346,13 +343,15 @@ pub fn advance_within(
 /// What verification learnt of a bundle.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
-    /// Name of the adapter.
+    /// Name of its line of releases.
     pub name: String,
     /// Its version.
     pub version: u32,
     /// sha256 of the adapter, hex.
     pub adapter_sha256: String,
-    /// Whose signature was accepted.
+    /// sha256 of what was signed, hex.
+    pub identity: String,
+    /// Whose signatures were accepted.
     pub signer: String,
     /// JSON for people and the training host; no patient data.
     pub evidence: String,
@@ -364,8 +363,9 @@ pub struct Facts {
 /// The database's.
 pub fn set_facts(tx: &Transaction<'_>, id: i64, f: &Facts) -> rusqlite::Result<()> {
     tx.execute(
-        "UPDATE bundle SET name = ?2, version = ?3, adapter_sha256 = ?4, signer = ?5, evidence = ?6 WHERE id = ?1",
-        params![id, f.name, f.version, f.adapter_sha256, f.signer, f.evidence],
+        "UPDATE bundle SET name = ?2, version = ?3, adapter_sha256 = ?4, identity = ?5, signer = ?6, evidence = ?7
+         WHERE id = ?1",
+        params![id, f.name, f.version, f.adapter_sha256, f.identity, f.signer, f.evidence],
     )?;
     Ok(())
 }

@@ -87,11 +87,14 @@ pub fn serve(
     Ok(())
 }
 
-/// Says that the service took what is to serve.
+/// Says that the service took what is to serve, and which adapter that really is.
 ///
 /// # Errors
 /// The database's.
-pub fn confirm(conn: &Connection, id: i64, now_ms: i64) -> rusqlite::Result<()> {
-    conn.execute("UPDATE serving SET taken_ms = ?2 WHERE id = ?1 AND taken_ms IS NULL", params![id, now_ms])?;
+pub fn confirm(conn: &Connection, id: i64, (adapter, sha256): (&str, &str), now_ms: i64) -> rusqlite::Result<()> {
+    conn.execute(
+        "UPDATE serving SET taken_ms = ?2, adapter = ?3, adapter_sha256 = ?4 WHERE id = ?1 AND taken_ms IS NULL",
+        params![id, now_ms, adapter, sha256],
+    )?;
     Ok(())
 }

@@ -72,6 +72,8 @@ pub enum Event {
     ShadowBegan,
     /// A case in shadow or on probation ended.
     Case,
+    /// What was begun came to an end and says nothing of the bundle: a series that nobody must segment.
+    NoCase,
     /// It begins to serve, watched.
     ProbationBegan,
     /// It passed everything.
@@ -85,13 +87,14 @@ pub enum Event {
 }
 
 /// Every event; for tests.
-pub const EVENTS: [Event; 11] = [
+pub const EVENTS: [Event; 12] = [
     Event::Begin,
     Event::Verified,
     Event::Staged,
     Event::ParityPassed,
     Event::ShadowBegan,
     Event::Case,
+    Event::NoCase,
     Event::ProbationBegan,
     Event::Committed,
     Event::RolledBack,
@@ -138,6 +141,8 @@ impl State {
             (ParityChecked | Shadow { .. }, Event::ProbationBegan) => Probation { attempts: 0, cases: 0 },
             (Probation { attempts, cases }, Event::Begin) => Probation { attempts: begun(attempts)?, cases },
             (Probation { cases, .. }, Event::Case) => Probation { attempts: 0, cases: cases.saturating_add(1) },
+            (Shadow { cases, .. }, Event::NoCase) => Shadow { attempts: 0, cases },
+            (Probation { cases, .. }, Event::NoCase) => Probation { attempts: 0, cases },
             (ParityChecked | Shadow { .. } | Probation { .. }, Event::Committed) => Committed,
             (Probation { .. }, Event::RolledBack) => RolledBack { committed: false },
             (Committed, Event::RolledBack) => RolledBack { committed: true },
@@ -255,11 +260,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_row_of_events_leaves_the_drawn_ways(events in proptest::collection::vec(0usize..EVENTS.len(), 0..60)) {
+        fn no_row_of_events_leaves_the_drawn_ways(events in proptest::collection::vec((0usize..EVENTS.len(), 0u8..4), 0..80)) {
             let mut state = State::Received { attempts: 0 };
             let (mut verified, mut parity, mut on_probation) = (false, false, false);
-            for e in events {
+            for (e, rare) in events {
                 let event = EVENTS[e];
+                // Ends are rare, so that rows of events come far.
+                if matches!(event, Event::Refused | Event::RolledBack) && rare > 0 {
+                    continue;
+                }
                 let Ok(next) = state.after(event) else { continue };
                 let ways = LEGAL.iter().find(|(w, _)| *w == state.word()).unwrap().1;
                 prop_assert!(ways.contains(&next.word()), "{state:?} {event:?} {next:?}");

@@ -19,6 +19,7 @@ fn new(c: &mut Connection, n: u32) -> Bundle {
         name: "thigh".into(),
         version: n,
         adapter_sha256: format!("a{n}"),
+        identity: format!("i{n}"),
         signer: "host".into(),
         evidence: "{}".into(),
     };
@@ -80,7 +81,6 @@ fn the_previous_good_one_is_never_pruned() {
     for id in &ids {
         go(&mut c, *id, &TO_COMMIT);
     }
-    assert_eq!(newest_committed(&c, "thigh").unwrap(), Some(4));
     let pruned = |c: &Connection, keep| prunable(c, keep).unwrap().iter().map(|b| b.version).collect::<Vec<_>>();
     assert_eq!(pruned(&c, 1), [2, 1]);
     assert_eq!(pruned(&c, 3), [1]);
@@ -131,6 +131,7 @@ fn cases_are_found_once() {
         stage: Stage::Shadow,
         job_id: job.id,
         at_ms: 9,
+        counts: true,
         problem: String::new(),
         candidate: Side { score: Some(80.0), verdict: "B".into(), seconds: Some(2.0) },
         active: Side::default(),
