@@ -84,11 +84,13 @@ pub struct Station {
     pub ae_title: String,
     /// Address and port of the storage SCP.
     pub listen: SocketAddr,
+    /// The site's name, which bundles can be restricted to; empty: only bundles for every site are taken.
+    pub site: String,
 }
 
 impl Default for Station {
     fn default() -> Self {
-        Station { ae_title: "SCANSIDE".into(), listen: SocketAddr::from(([127, 0, 0, 1], 11112)) }
+        Station { ae_title: "SCANSIDE".into(), listen: SocketAddr::from(([127, 0, 0, 1], 11112)), site: String::new() }
     }
 }
 
