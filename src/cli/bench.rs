@@ -20,6 +20,8 @@ enum Bench {
     TrainStep(super::bench_train::TrainStepArgs),
     /// The encoder, beside ONNX Runtime on the same ONNX
     Segment(super::bench_segment::SegmentArgs),
+    /// A series right after the adapter was changed, beside one without a change
+    Swap(super::bench_swap::SwapArgs),
 }
 
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
@@ -28,5 +30,6 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "train")]
         Bench::TrainStep(ref args) => super::bench_train::run(args),
         Bench::Segment(ref args) => super::bench_segment::run(args),
+        Bench::Swap(ref args) => super::bench_swap::run(args),
     }
 }

@@ -1,8 +1,10 @@
 //! The commands, one file each.
 
+mod adapters;
 mod bench;
 pub mod bench_receive;
 pub mod bench_segment;
+mod bench_swap;
 #[cfg(feature = "train")]
 pub mod bench_train;
 mod demo;
@@ -23,6 +25,7 @@ mod segex;
 mod segment;
 mod send;
 mod serve;
+mod sideload;
 mod status;
 #[cfg(feature = "train")]
 mod survey;
@@ -58,6 +61,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Results that wait for a person: list, accept, reject, compare with a correction
     Review(review::ReviewArgs),
+    /// Hand an adapter bundle to this box, from a file or a stick
+    Sideload(sideload::SideloadArgs),
+    /// Which adapter serves, how a new one gets on; go back; report to the training host
+    Adapters(adapters::AdaptersArgs),
     /// Check what is ready and name the next command for what is not
     Doctor(doctor::DoctorArgs),
     /// Get the base weights
@@ -125,6 +132,8 @@ pub fn main() -> ExitCode {
         Command::Segment(args) => segment::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Review(args) => review::run(&args),
+        Command::Sideload(args) => sideload::run(&args),
+        Command::Adapters(args) => adapters::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Weights(args) => weights::run(&args),
         Command::Send(args) => send::run(&args),

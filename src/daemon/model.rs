@@ -107,7 +107,29 @@ impl Model {
     /// # Errors
     /// [`ModelError`].
     pub fn beside(&self, bundle: &Bundle, row: i64) -> Result<Model, ModelError> {
-        let adapter = bundle.adapter();
+        let release = Release {
+            row,
+            title: format!("{} {}", bundle.name(), bundle.version()),
+            identity: bundle.id().to_string(),
+            signer: bundle.signers().join(", "),
+        };
+        Ok(self.with_adapter(bundle.adapter())?.released(release))
+    }
+
+    /// The adapter that comes with the program under another version, on the same graphs; for measuring.
+    pub(crate) fn again(&self, version: u32) -> Result<Model, ModelError> {
+        let mut adapter = Adapter::from_bytes(PHANTOM_ADAPTER)?;
+        adapter.meta.version = version;
+        self.with_adapter(&adapter)
+    }
+
+    /// The same, as what came in a bundle.
+    pub(crate) fn released(mut self, release: Release) -> Model {
+        self.release = Some(release);
+        self
+    }
+
+    fn with_adapter(&self, adapter: &Adapter) -> Result<Model, ModelError> {
         adapter.check(&self.base_sha256)?;
         let networks = match self.networks.with_adapter(adapter) {
             Some(shared) => shared.map_err(NetworksError::Engine)?,
@@ -122,12 +144,6 @@ impl Model {
         };
         let mut model = Model::over(networks, adapter, &self.base_sha256, self.threads)?;
         model.weights.clone_from(&self.weights);
-        model.release = Some(Release {
-            row,
-            title: format!("{} {}", bundle.name(), bundle.version()),
-            identity: bundle.id().to_string(),
-            signer: bundle.signers().join(", "),
-        });
         Ok(model)
     }
 
@@ -161,6 +177,11 @@ impl Model {
     /// Adapter name and version.
     pub fn adapter(&self) -> &str {
         &self.adapter
+    }
+
+    /// Engine, its version and precision.
+    pub fn engine(&self) -> &str {
+        &self.engine
     }
 
     /// sha256 of the base weights, hex.

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::drift;
 use super::gate::Gate;
+use super::sideload::Adapters;
 use crate::config::Config;
 use crate::store::queue::{self, Delivery, Job, JobState};
 use crate::store::review::{self, Drift};
@@ -21,6 +22,12 @@ pub struct Status {
     pub at_ms: i64,
     /// Series whose images are still coming: UID, objects, milliseconds since the newest.
     pub open: Vec<OpenSeries>,
+    /// The adapter that serves, in words.
+    pub adapter: String,
+    /// The bundle that is on its way, in words.
+    pub candidate: Option<String>,
+    /// The newest bundle, where it was refused or taken back by itself.
+    pub adapter_alert: Option<String>,
     /// Where the site's gate stands; none before the first start with this version.
     pub gate: Option<Gate>,
     /// Alerts on drift, in words.
@@ -86,6 +93,7 @@ impl Status {
             let deliveries = store.with_conn(|c| queue::deliveries(c, job.id))?;
             with.push(JobStatus { job, deliveries });
         }
+        let adapters = Adapters::read(store, &config.sideload)?;
         // A state directory of an earlier version has no such tables until the daemon has started once.
         let adapter = store.with_conn(|c| review::adapter(c))?;
         let gate = adapter.as_deref().map(|a| store.with_conn(|c| Gate::read(c, &config.gate, a))).transpose()?;
@@ -95,6 +103,9 @@ impl Status {
         };
         Ok(Status {
             at_ms,
+            adapter: adapters.active(),
+            candidate: adapters.candidate(),
+            adapter_alert: adapters.alert,
             gate,
             alerts: drift.iter().filter(|d| d.since_ms.is_some()).map(drift::sentence).collect(),
             drift,
@@ -114,6 +125,13 @@ impl Status {
         let _ = writeln!(out, "open series: {}", self.open.len());
         for s in &self.open {
             let _ = writeln!(out, "  {}  {} objects, quiet for {} s", s.series_uid, s.pending, s.quiet_ms / 1000);
+        }
+        let _ = writeln!(out, "adapter: {}", self.adapter);
+        if let Some(candidate) = &self.candidate {
+            let _ = writeln!(out, "candidate: {candidate}");
+        }
+        if let Some(alert) = &self.adapter_alert {
+            let _ = writeln!(out, "ADAPTER: {alert}");
         }
         let counts: Vec<String> = self.outbox.iter().map(|(s, n)| format!("{n} {s}")).collect();
         let _ = writeln!(out, "outbox: {}", if counts.is_empty() { "empty".into() } else { counts.join(", ") });

@@ -174,6 +174,12 @@ impl Store {
         Ok(Store { inner: Arc::new(Inner { dir, clock, conn: Mutex::new(conn), _lock: None }) })
     }
 
+    /// Whether some process holds the state directory: the service, mostly.
+    pub fn in_use(dir: &Path) -> bool {
+        let lock = OpenOptions::new().write(true).open(dir.join("lock"));
+        lock.is_ok_and(|l| matches!(l.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
     /// The state directory.
     pub fn dir(&self) -> &Path {
         &self.inner.dir

@@ -321,7 +321,8 @@ impl Trial<'_> {
                 if bundles::serving(tx)?.is_some_and(|s| s.bundle_id == Some(row.id)) {
                     return Ok(());
                 }
-                let who = (row.name.as_str(), row.adapter_sha256.as_str(), row.signer.as_str());
+                let title = row.title();
+                let who = (title.as_str(), row.adapter_sha256.as_str(), row.signer.as_str());
                 bundles::serve(tx, Some(row.id), who, &why.sentence, now)
             })
         })?;

@@ -13,6 +13,7 @@
 mod candidate;
 mod export;
 mod gates;
+mod probation;
 mod receive;
 mod serving;
 mod shadow;
@@ -27,8 +28,9 @@ use crate::store::bundles::{self, Bundle, Event, Illegal, State, Why};
 use crate::store::{Store, StoreError};
 
 pub use candidate::Candidates;
-pub(crate) use candidate::judge_probation;
 pub use export::{Feedback, FeedbackError, MAX_FEEDBACK, export};
+pub(crate) use probation::{Probation, previous, take};
+pub(crate) use receive::{give_state_to_owner, row};
 pub use receive::{DROP_SUFFIX, Received, drop_in, receive};
 pub(crate) use serving::Models;
 pub use serving::roll_back_to;
@@ -142,6 +144,25 @@ impl Here<'_> {
         }
         Ok(())
     }
+}
+
+/// At start, while nobody hands a file over: removes what a crash left of files without a row.
+///
+/// # Errors
+/// The folder cannot be read, or a file cannot be removed.
+pub(super) fn clean(store: &Store) -> Result<(), StoreError> {
+    let path = store.dir().join(bundles::FOLDER).join("lock");
+    let io = |cause| StoreError::Io { path: path.clone(), cause };
+    let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(io)?;
+    if lock.try_lock().is_err() {
+        return Ok(());
+    }
+    let named = store.with_conn(|c| bundles::named_files(c))?;
+    match bundles::sweep(&named, store.dir())? {
+        0 => {}
+        n => log::info!("removed {n} file(s) of bundles that no row names"),
+    }
+    Ok(())
 }
 
 /// Whether an attempt was counted.

@@ -165,8 +165,22 @@ fn copy(file: File, to: &mut File, path: &Path) -> Result<(String, u64), Refused
     Ok((hex::encode(hash.finalize()), size))
 }
 
-/// A command that root runs must leave files that the service's own user can read.
-pub(super) fn give_to_owner(folder: &Path, file: &Path) -> std::io::Result<()> {
+/// A command that root runs must leave files that the service's own user can read: bundles and the record of trust.
+pub(crate) fn give_state_to_owner(state_dir: &Path) {
+    for folder in [bundles::FOLDER, "trust"].map(|f| state_dir.join(f)) {
+        let inside = std::fs::read_dir(&folder).into_iter().flatten().filter_map(|e| e.ok().map(|e| e.path()));
+        for path in std::iter::once(folder.clone()).chain(inside) {
+            if let Err(e) = give_to_owner(state_dir, &path)
+                && path.exists()
+            {
+                log::warn!("{} cannot be given to the service's user: {e}", path.display());
+            }
+        }
+    }
+}
+
+/// Gives a file to the owner of a folder, where root made it.
+fn give_to_owner(folder: &Path, file: &Path) -> std::io::Result<()> {
     let (of, own) = (std::fs::metadata(folder)?, std::fs::metadata(file)?);
     if (of.uid(), of.gid()) != (own.uid(), own.gid()) && rustix::process::geteuid().is_root() {
         std::os::unix::fs::chown(file, Some(of.uid()), Some(of.gid()))?;

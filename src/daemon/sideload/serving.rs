@@ -253,9 +253,9 @@ pub fn roll_back_to(here: Here<'_>, to: Option<Option<&str>>, why: &str) -> Resu
         {
             return said(b, e);
         }
-        let (adapter, sha, signer) =
-            target.as_ref().map_or(("", "", ""), |b| (b.name.as_str(), b.adapter_sha256.as_str(), b.signer.as_str()));
-        bundles::serve(&tx, target.as_ref().map(|b| b.id), (adapter, sha, signer), &format!("by a person{why}"), now)?;
+        let title = target.as_ref().map_or(String::new(), Bundle::title);
+        let (sha, signer) = target.as_ref().map_or(("", ""), |b| (b.adapter_sha256.as_str(), b.signer.as_str()));
+        bundles::serve(&tx, target.as_ref().map(|b| b.id), (&title, sha, signer), &format!("by a person{why}"), now)?;
         let set = bundles::serving(&tx)?;
         tx.commit()?;
         Ok(set.ok_or_else(|| "nothing is to serve".to_string()))

@@ -9,11 +9,13 @@ use serde_json::Value;
 
 use super::candidate::seconds_of;
 use crate::daemon::{Model, Shared, worker};
+use crate::dicom::write::SegmentSpec;
 use crate::labels::LabelImage;
 use crate::pipeline::{PipelineError, SegmentOptions, Segmentation};
 use crate::series::SeriesVolume;
-use crate::store::bundles::{Case, Side, Stage, StructureDice};
+use crate::store::bundles::{self, Case, Stage, StructureDice};
 use crate::store::{StoreError, queue};
+use crate::terms::Side;
 
 /// Codes of cases that say nothing of the candidate.
 const NOT_COMPARABLE: &str = "not-comparable";
@@ -32,8 +34,8 @@ pub(super) fn run(shared: &Shared, model: &Model, job_id: i64) -> Result<Case, S
         at_ms: here.clock.now_ms(),
         counts: true,
         problem: String::new(),
-        candidate: Side::default(),
-        active: Side {
+        candidate: bundles::Side::default(),
+        active: bundles::Side {
             score: summary["score"].as_f64(),
             verdict: summary["verdict"].as_str().unwrap_or_default().to_string(),
             seconds: seconds_of(&summary),
@@ -98,40 +100,35 @@ fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> (Result<Seg
     (outcome, seconds)
 }
 
-/// Dice of every structure that either of the two found.
+/// Dice of every structure that either of the two found. Segments are told by the names that results give them.
 fn compare(found: &Segmentation, volume: &SeriesVolume, active: &Path) -> Result<Vec<StructureDice>, String> {
     let grid = &volume.volume.geometry;
     // No structure found: no segmentation was written.
-    let (segments, masks) = if active.is_file() {
-        let image = LabelImage::load(active).map_err(|e| e.to_string())?;
-        let masks = image.masks(grid, None, active).map_err(|e| e.to_string())?;
-        (image.segments.iter().map(|s| s.structure()).collect(), masks)
-    } else {
-        (Vec::new(), Vec::new())
-    };
+    let image = active.is_file().then(|| LabelImage::load(active)).transpose().map_err(|e| e.to_string())?;
+    let masks = image.as_ref().map(|i| i.masks(grid, None, active)).transpose().map_err(|e| e.to_string())?.unwrap_or_default();
+    let segments = image.map(|i| i.segments).unwrap_or_default();
+    let mut rest: Vec<bool> = vec![true; segments.len()];
     let mut out = Vec::new();
-    let mut seen = vec![false; masks.len()];
     for s in &found.segments {
-        let of = segments.iter().position(|n: &Option<crate::labels::Named>| {
-            n.is_some_and(|n| n.key == s.structure.key && n.side == s.side)
-        });
+        let label = SegmentSpec { number: s.label, structure: s.structure.clone(), side: s.side }.label();
+        let of = segments.iter().position(|n| n.name == label);
         if let Some(i) = of {
-            seen[i] = true;
+            rest[i] = false;
         }
         let (mut both, mut sum) = (0usize, 0usize);
-        for (v, label) in found.labels.data.iter().enumerate() {
-            let (a, b) = (*label == s.label, of.is_some_and(|i| masks[i][v]));
+        for (v, l) in found.labels.data.iter().enumerate() {
+            let (a, b) = (*l == s.label, of.is_some_and(|i| masks[i][v]));
             both += usize::from(a && b);
             sum += usize::from(a) + usize::from(b);
         }
-        let side = s.side.map_or("", |s| s.word()).to_string();
+        let side = s.side.map_or("", Side::word).to_string();
         out.push(StructureDice { structure: s.structure.key.clone(), side, dice: 2.0 * both as f64 / sum.max(1) as f64 });
     }
-    for (n, _) in segments.iter().zip(&seen).filter(|(_, seen)| !**seen) {
-        if let Some(n) = n {
-            let side = n.side.map_or("", |s| s.word()).to_string();
-            out.push(StructureDice { structure: n.key.to_string(), side, dice: 0.0 });
-        }
+    for (n, _) in segments.iter().zip(&rest).filter(|(_, rest)| **rest) {
+        let named = n.structure();
+        let structure = named.map_or(n.name.clone(), |n| n.key.to_string());
+        let side = named.and_then(|n| n.side).map_or("", Side::word).to_string();
+        out.push(StructureDice { structure, side, dice: 0.0 });
     }
     Ok(out)
 }

@@ -1,6 +1,6 @@
 //! The cases that a candidate was tried on: in shadow beside the active adapter, on probation in its place.
 
-use rusqlite::{Connection, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 /// How a candidate was tried.
@@ -25,6 +25,7 @@ impl Stage {
 
 /// Dice of one structure between candidate and active adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct StructureDice {
     /// Structure key.
     pub structure: String,
@@ -36,6 +37,7 @@ pub struct StructureDice {
 
 /// What one adapter made of a case.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Side {
     /// SegEx score, 0 to 100.
     pub score: Option<f64>,
@@ -137,7 +139,6 @@ pub fn record_case(tx: &Transaction<'_>, bundle_id: i64, c: &Case) -> rusqlite::
 /// # Errors
 /// The database's.
 pub fn untried(conn: &Connection, bundle_id: i64, since_ms: i64) -> rusqlite::Result<Option<i64>> {
-    use rusqlite::OptionalExtension;
     conn.query_row(
         "SELECT j.id FROM job j WHERE j.state = 'done' AND j.superseded = 0 AND j.finished_ms >= ?2
          AND NOT EXISTS (SELECT 1 FROM bundle_case c WHERE c.bundle_id = ?1 AND c.stage = 'shadow' AND c.job_id = j.id)

@@ -406,16 +406,20 @@ pub fn forget_file(conn: &Connection, id: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Removes files that no row names: what a crash, or a stick pulled out, left behind. Only while nobody receives.
+/// Files that rows name, relative to the state directory.
+///
+/// # Errors
+/// The database's.
+pub fn named_files(conn: &Connection) -> rusqlite::Result<BTreeSet<String>> {
+    conn.prepare("SELECT path FROM bundle WHERE path <> ''")?.query_map([], |r| r.get(0))?.collect()
+}
+
+/// Removes files that no row names: what a crash, or a stick pulled out, left behind. Only while nobody receives. Returns how many.
 ///
 /// # Errors
 /// The folder cannot be read, or a file cannot be removed.
-pub fn sweep(conn: &Connection, state_dir: &Path) -> Result<usize, StoreError> {
+pub fn sweep(named: &BTreeSet<String>, state_dir: &Path) -> Result<usize, StoreError> {
     let folder = state_dir.join(FOLDER);
-    let named: BTreeSet<String> = conn
-        .prepare("SELECT path FROM bundle WHERE path <> ''")?
-        .query_map([], |r| r.get::<_, String>(0))?
-        .collect::<rusqlite::Result<_>>()?;
     let mut removed = 0;
     for entry in std::fs::read_dir(&folder).map_err(io(&folder))? {
         let path = entry.map_err(io(&folder))?.path();

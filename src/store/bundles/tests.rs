@@ -113,7 +113,7 @@ fn files_without_a_row_are_swept() {
         std::fs::write(folder.join(name), "x").unwrap();
     }
     std::fs::write(b.file(dir.path()), "x").unwrap();
-    assert_eq!(sweep(&c, dir.path()).unwrap(), 2);
+    assert_eq!(sweep(&named_files(&c).unwrap(), dir.path()).unwrap(), 2);
     assert!(b.file(dir.path()).exists() && folder.join("lock").exists());
 }
 
