@@ -71,7 +71,8 @@ pub(crate) fn run(args: &SwapArgs) -> anyhow::Result<ExitCode> {
     for pair in 0..args.pairs {
         let mut with_swap = || -> anyhow::Result<(f64, f64)> {
             let start = Instant::now();
-            roll_back_to(here, Some(Some(&to.to_string())), "")?.map_err(anyhow::Error::msg)?;
+            let version = to.to_string();
+            roll_back_to(here, Some(Some(version.as_str())), "")?.map_err(anyhow::Error::msg)?;
             models.settle(here)?;
             let swap = start.elapsed().as_secs_f64();
             to = 3 - to;

@@ -27,9 +27,10 @@ pub(super) struct SideloadArgs {
     /// The bundle
     #[arg(required_unless_present = "drop", conflicts_with = "drop")]
     file: Option<PathBuf>,
-    /// Take the bundles (*.bundle) of a mounted stick; what this box has seen before is left alone
-    #[arg(long, value_name = "DIR")]
-    drop: Option<PathBuf>,
+    /// Take the bundles (*.bundle) of a mounted stick; what this box has seen before is left alone. Without DIR: empty the box's own
+    /// drop folder, `drop` in the state directory
+    #[arg(long, value_name = "DIR", num_args = 0..=1)]
+    drop: Option<Option<PathBuf>>,
     /// The longest to wait for the parity check of a running service; seconds
     #[arg(long, default_value_t = 600)]
     wait: u64,
@@ -63,7 +64,8 @@ pub(super) fn run(args: &SideloadArgs) -> anyhow::Result<ExitCode> {
     };
     let here = Here { store: &store, clock: &clock, config: &config };
     let received = match (&args.drop, &args.file) {
-        (Some(folder), _) => sideload::drop_in(here, folder).map_err(anyhow::Error::new)?,
+        (Some(Some(folder)), _) => sideload::drop_in(here, folder, false)?,
+        (Some(None), _) => sideload::drop_in(here, &dir.join("drop"), true)?,
         (None, Some(file)) => vec![Received { from: file.clone(), outcome: sideload::receive(here, file) }],
         (None, None) => Vec::new(),
     };
@@ -97,7 +99,8 @@ pub(super) fn run(args: &SideloadArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&outcomes)?);
     } else if outcomes.is_empty() {
-        println!("no bundle in {}", args.drop.as_ref().map_or_else(String::new, |d| d.display().to_string()));
+        let folder = args.drop.as_ref().and_then(Option::as_deref).unwrap_or(std::path::Path::new("the drop folder"));
+        println!("no bundle in {}", folder.display());
     }
     Ok(outcomes.iter().map(code).find(|c| *c != 0).map_or(ExitCode::SUCCESS, ExitCode::from))
 }

@@ -335,9 +335,7 @@ impl Trial<'_> {
 
     fn commit(&self, row: &Bundle, why: &Why) -> Result<bool, StoreError> {
         commit(self.here, row)?;
-        self.serve(row, Event::Committed, why)?;
-        self.here.prune()?;
-        Ok(true)
+        self.serve(row, Event::Committed, why)
     }
 }
 
@@ -432,7 +430,12 @@ pub(in crate::daemon) fn run(shared: &Shared) {
             .and_then(|moved| if moved { Ok(true) } else { Trial { shared, here, models: &shared.models }.step() });
         match moved {
             Ok(true) => {}
-            Ok(false) => shared.candidates.wait(LOOK),
+            Ok(false) => {
+                if let Err(e) = here.prune() {
+                    log::error!("old bundles cannot be removed: {e}");
+                }
+                shared.candidates.wait(LOOK);
+            }
             Err(e) => {
                 log::error!("a bundle cannot be moved on: {e}; tried again");
                 shared.candidates.wait(PAUSE);

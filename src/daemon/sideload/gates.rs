@@ -1,6 +1,7 @@
 //! What a candidate must reach in shadow and on probation. Nothing here reads or writes: cases in, a judgement out.
 
-use crate::config::{Sideload, Verdict};
+use crate::config::Sideload;
+use crate::daemon::gate::verdict;
 use crate::store::bundles::{Case, Stage, Why};
 
 /// What the cases so far say.
@@ -26,15 +27,6 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 
 fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-}
-
-fn verdict(word: &str) -> Verdict {
-    match word {
-        "A" => Verdict::A,
-        "B" => Verdict::B,
-        "C" => Verdict::C,
-        _ => Verdict::D,
-    }
 }
 
 fn of(cases: &[Case], stage: Stage) -> Vec<&Case> {

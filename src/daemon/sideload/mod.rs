@@ -19,6 +19,9 @@ mod serving;
 mod shadow;
 mod view;
 
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
 use crate::adapter::bundle::{Bundle as Opened, BoxFacts, Purpose};
 use crate::adapter::trust::TrustStore;
 use crate::adapter::{Reason, Refused};
@@ -121,18 +124,20 @@ impl Here<'_> {
         Ok(())
     }
 
-    /// Removes a file that no row needs any more: the same bytes may have come again.
+    /// Removes a file that no row needs any more: the same bytes may have come again, which the lock keeps from happening meanwhile.
     fn remove(&self, row: &Bundle) -> Result<(), StoreError> {
-        let needed: i64 = self.store.with_conn(|c| {
-            c.query_row("SELECT count(*) FROM bundle WHERE path = ?1", [&row.path], |r| r.get(0))
-        })?;
-        let file = row.file(self.store.dir());
-        if needed == 0 && !row.path.is_empty() && let Err(cause) = std::fs::remove_file(&file) {
-            if cause.kind() != std::io::ErrorKind::NotFound {
-                return Err(StoreError::Io { path: file, cause });
-            }
+        let _lock = lock(self.store)?;
+        let needed: i64 = self
+            .store
+            .with_conn(|c| c.query_row("SELECT count(*) FROM bundle WHERE path = ?1", [&row.path], |r| r.get(0)))?;
+        if needed > 0 || row.path.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let path = row.file(self.store.dir());
+        match std::fs::remove_file(&path) {
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => Err(StoreError::Io { path, cause }),
+            _ => Ok(()),
+        }
     }
 
     /// Removes the files of bundles that going back no longer needs.
@@ -151,9 +156,8 @@ impl Here<'_> {
 /// # Errors
 /// The folder cannot be read, or a file cannot be removed.
 pub(super) fn clean(store: &Store) -> Result<(), StoreError> {
-    let path = store.dir().join(bundles::FOLDER).join("lock");
-    let io = |cause| StoreError::Io { path: path.clone(), cause };
-    let lock = std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(io)?;
+    let path = lock_path(store);
+    let lock = open_lock(&path).map_err(|cause| StoreError::Io { path, cause })?;
     if lock.try_lock().is_err() {
         return Ok(());
     }
@@ -163,6 +167,23 @@ pub(super) fn clean(store: &Store) -> Result<(), StoreError> {
         n => log::info!("removed {n} file(s) of bundles that no row names"),
     }
     Ok(())
+}
+
+/// Held while a file comes in or goes.
+fn lock_path(store: &Store) -> PathBuf {
+    store.dir().join(bundles::FOLDER).join("lock")
+}
+
+fn open_lock(path: &Path) -> std::io::Result<File> {
+    File::options().create(true).truncate(false).write(true).open(path)
+}
+
+fn lock(store: &Store) -> Result<File, StoreError> {
+    let path = lock_path(store);
+    let io = |cause| StoreError::Io { path: path.clone(), cause };
+    let file = open_lock(&path).map_err(io)?;
+    file.lock().map_err(io)?;
+    Ok(file)
 }
 
 /// Whether an attempt was counted.

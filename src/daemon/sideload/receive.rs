@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
@@ -18,6 +19,10 @@ pub const DROP_SUFFIX: &str = ".bundle";
 const MAX_ENTRIES: usize = 4096;
 /// Most bundles that are taken from a folder at once.
 const MAX_TAKEN: usize = 16;
+/// A file that has not changed for so long is whole.
+const QUIET: Duration = Duration::from_secs(1);
+/// So often that is tried.
+const QUIET_TRIES: usize = 240;
 const CHUNK: usize = 1 << 20;
 
 /// What became of a file.
@@ -64,18 +69,19 @@ pub fn receive(here: Here<'_>, path: &Path) -> Result<Arrival, Refused> {
 }
 
 /// Takes the bundles of a folder, a mounted stick: plain files of the folder itself, none of which is executed, no link followed.
-/// What this box has seen before, whatever became of it, is left alone.
+/// What this box has seen before, whatever became of it, is left alone. With `empty` the folder is the box's own: every plain file
+/// is taken, once nobody writes it any more, and removed whatever becomes of it, as one that stayed would be taken again and again.
 ///
 /// # Errors
 /// [`Reason::Unreadable`] where the folder cannot be read.
-pub fn drop_in(here: Here<'_>, folder: &Path) -> Result<Vec<Received>, Refused> {
+pub fn drop_in(here: Here<'_>, folder: &Path, empty: bool) -> Result<Vec<Received>, Refused> {
     let io = |e: std::io::Error| Refused::io(Reason::Unreadable, format!("cannot read the folder {}", folder.display()), &e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(io)?.take(MAX_ENTRIES) {
         let entry = entry.map_err(io)?;
-        let name = entry.file_name();
         let plain = entry.file_type().is_ok_and(|t| t.is_file());
-        if plain && name.to_str().is_some_and(|n| n.ends_with(DROP_SUFFIX) && !n.starts_with('.')) {
+        let named = entry.file_name().to_str().is_some_and(|n| n.ends_with(DROP_SUFFIX) && !n.starts_with('.'));
+        if plain && (named || empty) {
             names.push(entry.path());
         }
     }
@@ -83,14 +89,36 @@ pub fn drop_in(here: Here<'_>, folder: &Path) -> Result<Vec<Received>, Refused> 
     if names.len() > MAX_TAKEN {
         log::warn!("{} has {} bundles; the first {MAX_TAKEN} by name are taken", folder.display(), names.len());
     }
-    Ok(names
-        .into_iter()
-        .take(MAX_TAKEN)
-        .map(|from| {
-            let outcome = open(&from, false).and_then(|file| take(here, &from, file, true));
-            Received { from, outcome }
-        })
-        .collect())
+    let mut out = Vec::new();
+    for from in names.into_iter().take(MAX_TAKEN) {
+        if empty && !quiet(&from) {
+            log::warn!("{} is still being written; it is left alone", from.display());
+            continue;
+        }
+        let outcome = open(&from, false).and_then(|file| take(here, &from, file, true));
+        // A full disk is no fault of the file.
+        let stays = matches!(&outcome, Err(e) if e.reason == Reason::DiskFull);
+        if empty && !stays && let Err(e) = std::fs::remove_file(&from) {
+            log::error!("{} cannot be removed from the drop folder: {e}", from.display());
+        }
+        out.push(Received { from, outcome });
+    }
+    Ok(out)
+}
+
+/// Waits until a file has not changed for a while; false where it does not come to rest.
+fn quiet(path: &Path) -> bool {
+    let look = || std::fs::symlink_metadata(path).ok().map(|m| (m.len(), m.mtime(), m.mtime_nsec()));
+    let mut seen = look();
+    for _ in 0..QUIET_TRIES {
+        std::thread::sleep(QUIET);
+        let now = look();
+        if now.is_some() && now == seen {
+            return true;
+        }
+        seen = now;
+    }
+    false
 }
 
 fn take(here: Here<'_>, path: &Path, file: File, only_new: bool) -> Result<Arrival, Refused> {
@@ -98,7 +126,7 @@ fn take(here: Here<'_>, path: &Path, file: File, only_new: bool) -> Result<Arriv
     let io = |e: std::io::Error| Refused::io(Reason::Unreadable, format!("cannot copy {}", path.display()), &e);
     std::fs::create_dir_all(&folder).map_err(io)?;
     // A start of the service removes files without a row, but not while this is held.
-    let lock = OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("lock")).map_err(io)?;
+    let lock = super::open_lock(&super::lock_path(here.store)).map_err(io)?;
     lock.lock().map_err(io)?;
     let size = file.metadata().map_err(io)?.len();
     if let Ok(s) = rustix::fs::statvfs(&folder) {
@@ -115,7 +143,6 @@ fn take(here: Here<'_>, path: &Path, file: File, only_new: bool) -> Result<Arriv
     let (sha256, size) = copy(file, part.as_file_mut(), path)?;
     part.as_file().sync_all().map_err(io)?;
     give_to_owner(&folder, part.path()).map_err(io)?;
-    give_to_owner(here.store.dir(), &folder.join("lock")).map_err(io)?;
     let sql = |e: crate::store::StoreError| {
         let full = e.to_string().contains("full");
         let reason = if full { Reason::DiskFull } else { Reason::Unreadable };
