@@ -17,7 +17,7 @@ use scanside::dicom::net::scp::Scp;
 use scanside::dicom::net::scu::{ScuOptions, Sent, Target, send};
 use scanside::image::phantom::{Phantom, PhantomOptions};
 use scanside::model::weights;
-use scanside::pipeline::{DicomSeries, EngineNetworks, Segmenter, write_dicom_series};
+use scanside::pipeline::{EngineNetworks, PhantomSeries, Segmenter, write_dicom_series};
 use scanside::store::Store;
 use serde_json::Value;
 
@@ -232,7 +232,7 @@ impl Site {
     }
 
     /// Sends a small phantom; every object must be taken.
-    pub fn send(&self, seed: u64) -> DicomSeries {
+    pub fn send(&self, seed: u64) -> PhantomSeries {
         let series = phantom_series(&self.dir.path().join(format!("s{seed}")), seed);
         for outcome in send(&series.files, &self.target(), &ScuOptions::default()) {
             assert!(matches!(outcome.sent, Sent::Stored(0)), "{outcome:?}");
@@ -272,7 +272,7 @@ pub fn phantom_options(seed: u64) -> PhantomOptions {
     PhantomOptions { seed, dims: [256, 128, 4], spacing: [1.953_125, 1.953_125, 18.0], ..PhantomOptions::default() }
 }
 
-pub fn phantom_series(dir: &Path, seed: u64) -> DicomSeries {
+pub fn phantom_series(dir: &Path, seed: u64) -> PhantomSeries {
     let options = phantom_options(seed);
     write_dicom_series(dir, &Phantom::new(&options), &options).unwrap()
 }
