@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::envelope::Signed;
+use super::envelope::{Signed, canonical};
 use super::key::{Key, KeyId};
 use super::stamp::Stamp;
 use crate::adapter::{Reason, Refused};
@@ -228,6 +229,11 @@ impl Signed<Root> {
         }
         Ok(())
     }
+}
+
+/// What people compare of a root by another way than the file: sha256 of what is signed, hex. Further signatures do not change it.
+pub fn fingerprint(root: &Signed<Root>) -> String {
+    hex::encode(Sha256::digest(canonical(&root.signed)))
 }
 
 fn in_chain(refused: Refused) -> Refused {
