@@ -70,8 +70,21 @@ fn keys_root_bundle_signatures_box_and_rotation() {
 
     // A bundle needs the evaluation of this very adapter.
     let make = |out: &str, version: &str| -> Vec<String> {
-        let args = ["bundle", "make", "--adapter", &adapter_path, "--evidence", "e.json", "--roots", "roots", "--version"];
-        let more = [version, "--issued", "2026-01-01", "--expires", "2090-01-01", "--parity-seeds", "1", "--note", "first", "--out", out];
+        let args =
+            ["bundle", "make", "--adapter", &adapter_path, "--evidence", "e.json", "--roots", "roots", "--version"];
+        let more = [
+            version,
+            "--issued",
+            "2026-01-01",
+            "--expires",
+            "2090-01-01",
+            "--parity-seeds",
+            "1",
+            "--note",
+            "first",
+            "--out",
+            out,
+        ];
         args.iter().chain(&more).map(|s| s.to_string()).collect()
     };
     fn of(v: &[String]) -> Vec<&str> {
@@ -111,7 +124,8 @@ fn keys_root_bundle_signatures_box_and_rotation() {
     assert!(code == 60 && said.contains("scanside keys trust"), "{said}");
     let (_, said) = fails(d, &["keys", "trust", "-c", "box.toml", "roots/1.root.json"]);
     let print = said.split("root 1 is ").nth(1).unwrap()[..64].to_string();
-    let (_, said) = fails(d, &["keys", "trust", "-c", "box.toml", "roots/1.root.json", "--fingerprint", "000000000000"]);
+    let (_, said) =
+        fails(d, &["keys", "trust", "-c", "box.toml", "roots/1.root.json", "--fingerprint", "000000000000"]);
     assert!(said.contains("another file"), "{said}");
     done(d, &["keys", "trust", "-c", "box.toml", "roots/1.root.json", "--fingerprint", &print[..16]]);
     let said = done(d, &["bundle", "verify", "-c", "box.toml", "one.bundle"]);
@@ -119,7 +133,15 @@ fn keys_root_bundle_signatures_box_and_rotation() {
 
     // What a person sees before.
     let said = done(d, &["bundle", "inspect", "-c", "box.toml", "one.bundle"]);
-    for words in ["root 1 that this box trusts", "rel-b (", "release key", "first", "2090-01-01", "Dice 0.910", "enough: 2 valid"] {
+    for words in [
+        "root 1 that this box trusts",
+        "rel-b (",
+        "release key",
+        "first",
+        "2090-01-01",
+        "Dice 0.910",
+        "enough: 2 valid",
+    ] {
         assert!(said.contains(words), "{words:?} is missing from\n{said}");
     }
     let json: serde_json::Value =
@@ -127,7 +149,8 @@ fn keys_root_bundle_signatures_box_and_rotation() {
     assert_eq!(json["judged"]["enough"], true);
 
     // A key is lost: a new root, a bundle with it, and the box follows; the old keys are of no use any more.
-    let said = done(d, &["keys", "root", "revoke", "rel-a.pub.pem", "--why", "stick lost", "--replace-by", "rel-d.pub.pem"]);
+    let said =
+        done(d, &["keys", "root", "revoke", "rel-a.pub.pem", "--why", "stick lost", "--replace-by", "rel-d.pub.pem"]);
     assert!(said.contains("withdrawn in root 2: rel-a"), "{said}");
     let (_, said) = fails(d, &of(&make("two.bundle", "2")));
     assert!(said.contains("root 2"), "an unsigned root goes into no bundle: {said}");
@@ -152,7 +175,17 @@ fn keys_root_bundle_signatures_box_and_rotation() {
 
     // Root keys change too.
     done(d, &["keys", "generate", "root-d"]);
-    let rotate = ["keys", "root", "rotate", "--add-root-key", "root-d.pub.pem", "--remove", "root-a.pub.pem", "--expires", "2098-01-01"];
+    let rotate = [
+        "keys",
+        "root",
+        "rotate",
+        "--add-root-key",
+        "root-d.pub.pem",
+        "--remove",
+        "root-a.pub.pem",
+        "--expires",
+        "2098-01-01",
+    ];
     let said = done(d, &rotate);
     assert!(said.contains("by the former root keys") && said.contains("by its own root keys"), "{said}");
     done(d, &["keys", "root", "sign", "--key", "root-a.pem"]);
@@ -174,5 +207,8 @@ fn a_secret_key_that_others_may_read_signs_nothing() {
     std::fs::write(d.join("b.bundle"), crate::fixture::Host::default().draft(1).to_bytes().unwrap()).unwrap();
     let (code, said) = fails(d, &["bundle", "sign", "b.bundle", "--key", "k.pem"]);
     assert!(code == 65 && said.contains("mode 644") && said.contains("chmod 600 k.pem"), "{said}");
-    assert_eq!(std::fs::read(d.join("b.bundle")).unwrap(), crate::fixture::Host::default().draft(1).to_bytes().unwrap());
+    assert_eq!(
+        std::fs::read(d.join("b.bundle")).unwrap(),
+        crate::fixture::Host::default().draft(1).to_bytes().unwrap()
+    );
 }

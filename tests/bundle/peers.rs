@@ -26,7 +26,10 @@ fn python_tuf_verifies_roots_manifest_and_files() {
         let folder = tempfile::tempdir().unwrap();
         unpack(bytes, folder.path());
         let out = Command::new(&python).arg(&script).arg(folder.path()).output().unwrap();
-        (out.status.success(), format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)))
+        (
+            out.status.success(),
+            format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr)),
+        )
     };
     let mut host = Host::default();
     let new = host.revoke(0);
@@ -60,7 +63,17 @@ fn openssl_reads_our_keys_and_signs_as_an_external_signer() {
     assert_eq!(String::from_utf8(public).unwrap(), ours.public().to_pem().unwrap());
     std::fs::write(path("message"), b"some bytes").unwrap();
     std::fs::write(path("sig"), ours.sign(b"some bytes")).unwrap();
-    run(&["pkeyutl", "-verify", "-inkey", &path("ours.pem"), "-rawin", "-in", &path("message"), "-sigfile", &path("sig")]);
+    run(&[
+        "pkeyutl",
+        "-verify",
+        "-inkey",
+        &path("ours.pem"),
+        "-rawin",
+        "-in",
+        &path("message"),
+        "-sigfile",
+        &path("sig"),
+    ]);
     // OpenSSL's key in ours, and OpenSSL as the one who signs.
     run(&["genpkey", "-algorithm", "ed25519", "-out", &path("theirs.pem")]);
     run(&["pkey", "-in", &path("theirs.pem"), "-pubout", "-out", &path("theirs.pub.pem")]);

@@ -71,7 +71,10 @@ fn what_was_put_in_comes_out() {
     assert_eq!(bundle.calibration(), None);
     assert_eq!(bundle.parity().len(), 1);
     let (made, read) = (&draft.parity[0], &bundle.parity()[0]);
-    assert_eq!((&made.volume.data, &made.expected, &made.segments), (&read.volume.data, &read.expected, &read.segments));
+    assert_eq!(
+        (&made.volume.data, &made.expected, &made.segments),
+        (&read.volume.data, &read.expected, &read.segments)
+    );
     assert_eq!(bundle.bytes(), bytes);
     let folder = tempfile::tempdir().unwrap();
     bundle.keep(&folder.path().join("kept")).unwrap();
@@ -102,7 +105,10 @@ fn serving_again_needs_a_commit_and_tells_of_withdrawn_keys() {
     assert_eq!(serve(old.clone(), &trust).unwrap_err().reason, Reason::NeverCommitted);
     trust.commit("thigh", 1, &id);
     trust.commit("thigh", 2, &"0".repeat(64));
-    assert!(serve(old.clone(), &trust).unwrap().cautions().is_empty(), "older, expired, and still what was committed here");
+    assert!(
+        serve(old.clone(), &trust).unwrap().cautions().is_empty(),
+        "older, expired, and still what was committed here"
+    );
     host.revoke(0);
     trust.root = host.root().clone();
     let bundle = serve(old.clone(), &trust).unwrap();
@@ -119,7 +125,11 @@ fn differences_are_told_in_words() {
     let open = |bytes: Vec<u8>| Unverified::parse(bytes).unwrap();
     let one = open(host.bundle(1));
     assert_eq!(differences(&one, &one).unwrap(), []);
-    assert_eq!(differences(&one, &open(host.draft(1).to_bytes().unwrap())).unwrap(), [], "signatures are no difference");
+    assert_eq!(
+        differences(&one, &open(host.draft(1).to_bytes().unwrap())).unwrap(),
+        [],
+        "signatures are no difference"
+    );
     let mut draft = host.draft(2);
     draft.sites = vec!["ward-3".into()];
     draft.evidence.rows[0].dice.as_mut().unwrap().mean = 0.8;

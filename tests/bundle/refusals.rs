@@ -151,7 +151,8 @@ fn a_rotated_key_is_good_by_the_new_root() {
 #[test]
 fn a_root_that_the_old_keys_did_not_sign() {
     let (host, there) = both();
-    let mut usurper = Host { root_keys: Host::new(50).root_keys, release_keys: Host::new(50).release_keys, roots: host.roots };
+    let mut usurper =
+        Host { root_keys: Host::new(50).root_keys, release_keys: Host::new(50).release_keys, roots: host.roots };
     let keys = |k: &[scanside::adapter::trust::SecretKey]| {
         let each = k.iter().map(|k| scanside::adapter::trust::Key::new(k.public()));
         each.map(|k| (k.id(), k)).collect::<std::collections::BTreeMap<_, _>>()

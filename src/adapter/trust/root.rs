@@ -124,7 +124,7 @@ impl Root {
         }
     }
 
-    /// Gives a role its keys and threshold. Keys that no role has any more are dropped.
+    /// Gives a role its keys and threshold. Keys that no role has any more are dropped, their names stay.
     pub fn set_role(&mut self, role: RoleName, keys: &BTreeMap<KeyId, Key>, threshold: u32) {
         let new = Role { keyids: keys.keys().cloned().collect(), threshold };
         match role {
@@ -138,7 +138,6 @@ impl Root {
         self.keys.extend(keys.iter().map(|(id, k)| (id.clone(), k.clone())));
         let used: BTreeSet<&KeyId> = self.roles.root.keyids.union(&self.roles.targets.keyids).collect();
         self.keys.retain(|id, _| used.contains(id));
-        self.scanside.names.retain(|id, _| used.contains(id) || self.scanside.revoked.contains_key(id));
     }
 
     /// Who holds a key: its name and first digits.

@@ -228,7 +228,6 @@ fn revoke(a: &RevokeArgs) -> anyhow::Result<()> {
     let mut names = BTreeMap::new();
     let files: Vec<PathBuf> = a.replace_by.iter().cloned().collect();
     let new = load(&files, &mut names)?;
-    let name = root.scanside.names.get(&id).cloned();
     for role in [RoleName::Root, RoleName::Release] {
         let mut keys = keys_of(&root, role);
         if keys.remove(&id).is_none() {
@@ -239,9 +238,6 @@ fn revoke(a: &RevokeArgs) -> anyhow::Result<()> {
         root.set_role(role, &keys, threshold);
     }
     root.scanside.names.extend(names);
-    if let Some(name) = name {
-        root.scanside.names.insert(id.clone(), name);
-    }
     withdraw(&mut root, &[id], &a.why);
     root.expires = a.expires.unwrap_or(root.expires);
     save(&a.folder.roots, root)
