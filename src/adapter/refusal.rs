@@ -205,8 +205,8 @@ impl Refused {
 
     /// A full disk, or `otherwise` for any other failure of the system.
     pub fn io(otherwise: Reason, what: impl fmt::Display, error: &std::io::Error) -> Self {
-        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
-        if matches!(error.kind(), StorageFull | QuotaExceeded) {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        if matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge) {
             return Refused::new(
                 Reason::DiskFull,
                 format!("{what}: {error}"),

@@ -7,12 +7,14 @@ pub mod bench_segment;
 mod bench_swap;
 #[cfg(feature = "train")]
 pub mod bench_train;
+mod bundle;
 mod demo;
 mod doctor;
 #[cfg(feature = "train")]
 pub mod evaluate;
 #[cfg(feature = "train")]
 mod experiment;
+mod keys;
 #[cfg(feature = "train")]
 mod label_next;
 #[cfg(feature = "train")]
@@ -95,6 +97,10 @@ enum Command {
     /// Segment volumes that nobody has labelled and show how plausible the results are
     #[cfg(feature = "train")]
     Survey(survey::SurveyArgs),
+    /// Make, sign, show, compare and verify signed bundles of adapters
+    Bundle(bundle::BundleArgs),
+    /// Keys that sign bundles, roots of trust, and what this box trusts
+    Keys(keys::KeysArgs),
     /// Measure this project beside its peers
     Bench(bench::BenchArgs),
 }
@@ -122,7 +128,8 @@ impl ConfigArgs {
     }
 }
 
-/// Parses the command line and runs the command. Exit codes: 0 done, 1 failed with one message, 2 wrong usage.
+/// Parses the command line and runs the command. Exit codes: 0 done, 1 failed with one message, 2 wrong usage,
+/// 20 and above a bundle or its trust was refused ([`Reason`](crate::adapter::Reason), docs/bundles.md).
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::init();
@@ -152,13 +159,16 @@ pub fn main() -> ExitCode {
         Command::Segex(args) => segex::run(&args),
         #[cfg(feature = "train")]
         Command::Survey(args) => survey::run(&args),
+        Command::Bundle(args) => bundle::run(&args),
+        Command::Keys(args) => keys::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("scanside: {error:#}");
-            ExitCode::FAILURE
+            let refused = error.downcast_ref::<crate::adapter::Refused>();
+            refused.map_or(ExitCode::FAILURE, |r| ExitCode::from(r.reason.exit_code()))
         }
     }
 }

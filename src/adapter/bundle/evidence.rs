@@ -62,7 +62,10 @@ impl Evidence {
     }
 
     /// Reads the file.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// A sentence about what is malformed.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
         let read: Evidence = serde_json::from_slice(bytes).map_err(|e| format!("evidence: {e}"))?;
         let word = |w: &str| w.chars().count() <= 500 && !w.chars().any(char::is_control);
         let facts = read.facts.iter().all(|(k, v)| word(k) && word(v)) && read.rows.iter().all(|r| word(&r.structure));

@@ -123,7 +123,10 @@ impl ParityCase {
     }
 
     /// The file's bytes: a safetensors file with `image` (u16, slices x rows x columns) and `labels` (u8).
-    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, String> {
+    ///
+    /// # Errors
+    /// A sentence, for a case that was not made by [`make_parity`].
+    pub fn to_bytes(&self) -> Result<Vec<u8>, String> {
         let [nx, ny, nz] = self.volume.geometry.dims;
         let meta = Meta {
             geometry: self.volume.geometry.clone(),
@@ -145,7 +148,10 @@ impl ParityCase {
     }
 
     /// Reads the file.
-    pub(super) fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+    ///
+    /// # Errors
+    /// A sentence about what is malformed.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(|e| e.to_string())?;
         let json = header.metadata().as_ref().and_then(|m| m.get(META_KEY)).ok_or("it has no metadata")?;
         let meta: Meta = serde_json::from_str(json).map_err(|e| e.to_string())?;

@@ -17,6 +17,7 @@ pub use envelope::{MAX_SIGNATURES, Signature, Signed, canonical};
 pub use key::{Key, KeyId, PublicKey, SecretKey};
 pub use root::{
     Chain, KEPT_NAMES, MAX_KEYS, MAX_ROOT_BYTES, Revoked, Role, RoleName, Root, RootNotes, RootRoles, SPEC_VERSION,
+    fingerprint,
 };
 pub use signer::{CommandSigner, Signer};
 pub use stamp::Stamp;

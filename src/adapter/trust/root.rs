@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use super::envelope::Signed;
+use super::envelope::{Signed, canonical};
 use super::key::{Key, KeyId};
 use super::stamp::Stamp;
 use crate::adapter::{Reason, Refused};
@@ -123,7 +124,7 @@ impl Root {
         }
     }
 
-    /// Gives a role its keys and threshold. Keys that no role has any more are dropped.
+    /// Gives a role its keys and threshold. Keys that no role has any more are dropped, their names stay.
     pub fn set_role(&mut self, role: RoleName, keys: &BTreeMap<KeyId, Key>, threshold: u32) {
         let new = Role { keyids: keys.keys().cloned().collect(), threshold };
         match role {
@@ -137,7 +138,6 @@ impl Root {
         self.keys.extend(keys.iter().map(|(id, k)| (id.clone(), k.clone())));
         let used: BTreeSet<&KeyId> = self.roles.root.keyids.union(&self.roles.targets.keyids).collect();
         self.keys.retain(|id, _| used.contains(id));
-        self.scanside.names.retain(|id, _| used.contains(id) || self.scanside.revoked.contains_key(id));
     }
 
     /// Who holds a key: its name and first digits.
@@ -228,6 +228,11 @@ impl Signed<Root> {
         }
         Ok(())
     }
+}
+
+/// What people compare of a root by another way than the file: sha256 of what is signed, hex. Further signatures do not change it.
+pub fn fingerprint(root: &Signed<Root>) -> String {
+    hex::encode(Sha256::digest(canonical(&root.signed)))
 }
 
 fn in_chain(refused: Refused) -> Refused {
