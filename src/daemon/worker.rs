@@ -110,10 +110,8 @@ fn attempt(shared: &Shared, job: &Job) -> Result<(), Trouble> {
     let (model, probation) = sideload::take(shared)?;
     let this = Attempt { shared, job, model, probation, started: Instant::now() };
     let done = work(&this);
-    if let (Err(trouble), Some(p)) = (&done, &this.probation)
-        && !matches!(trouble, Trouble::TakenBack(_))
-    {
-        // A full disk is no fault of the adapter.
+    if let Some(p) = &this.probation {
+        // A full disk, or images that came meanwhile, are no fault of the adapter; what has become a case is one already.
         p.no_fault(shared)?;
     }
     done

@@ -27,12 +27,13 @@ fn a_full_disk_refuses_and_loses_nothing() {
     let mut site = Site::start_in(dir, state.clone(), &NONE.replace("[sideload]", "[drift]\nenabled = false\n[sideload]"));
     let bundle = releases().bundle(2);
     let path = site.file("thigh-2.bundle", &bundle);
-    // Asked beforehand, then in the middle of copying: min_free_mb is 1.
-    for left in [bundle.len() / 2, bundle.len() + (1 << 19)] {
+    // Asked beforehand, and then, where nothing is kept free, in the middle of copying.
+    for (left, free) in [(bundle.len() + (1 << 19), 1), (bundle.len() / 2, 0)] {
         let s = rustix::fs::statvfs(&state).unwrap();
         let fill = (s.f_bavail * s.f_frsize) as usize - left;
         std::fs::write(state.join("filler"), vec![1; fill]).unwrap();
-        let out = site.sideload(&path);
+        let set = format!("storage.min_free_mb={free}");
+        let out = site.scanside(&["sideload", "--set", &set, path.to_str().unwrap()]);
         let said = String::from_utf8_lossy(&out.stderr);
         assert_eq!(out.status.code(), Some(63), "{said}");
         assert!(said.contains("nothing was changed; free space"), "{said}");

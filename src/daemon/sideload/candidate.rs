@@ -116,13 +116,20 @@ impl Candidates<'_> {
         Ok(true)
     }
 
-    /// One candidate at a time: a newer arrival takes the place of one that does not serve yet, and waits for one that does.
+    /// One candidate at a time: a later arrival takes the place of one that does not serve yet, unless it is older, and waits for
+    /// one that does.
     fn stage(&self, row: &Bundle, all: &[Bundle]) -> Result<bool, StoreError> {
-        if let Some(newer) = all.iter().rfind(|b| b.id > row.id && b.state == State::Verified) {
-            self.superseded(row, newer)?;
+        let rivals = all.iter().filter(|b| b.id != row.id && (b.state == State::Verified || b.state.is_candidate()));
+        if let Some(newer) = rivals.clone().find(|b| b.name == row.name && b.version > row.version) {
+            let sentence = format!("{} is older than {}, which is on its way", row.title(), newer.title());
+            self.here.refuse(row, &Why::fault(Reason::OlderVersion.name(), sentence, "nothing is to be done"))?;
             return Ok(true);
         }
-        match all.iter().find(|b| b.state.is_candidate()) {
+        if let Some(later) = rivals.clone().rfind(|b| b.state == State::Verified && b.id > row.id) {
+            self.superseded(row, later)?;
+            return Ok(true);
+        }
+        match rivals.clone().find(|b| b.state.is_candidate()) {
             Some(Bundle { state: State::Probation { .. }, .. }) => Ok(false),
             Some(other) => {
                 self.superseded(other, row)?;

@@ -74,11 +74,16 @@ impl Adapters {
                 let cases = bundles::cases(c, bundle.id, MAX_CASES)?;
                 all.push(BundleView { bundle, steps, cases });
             }
+            let serving = bundles::serving(c)?;
+            // The newest bundle, or the one whose fall brought what serves now.
+            let fell = |b: &BundleView| serving.as_ref().is_some_and(|s| s.since_ms == b.bundle.changed_ms);
+            let told = all.first().into_iter().chain(all.iter().filter(|b| fell(b)));
+            let alert = told.filter_map(|b| alert(&b.bundle)).next();
             Ok(Adapters {
-                serving: bundles::serving(c)?,
+                serving,
                 previous: bundles::previous(c)?,
                 under_way,
-                alert: all.first().and_then(|b| alert(&b.bundle)),
+                alert,
                 history: bundles::servings(c, SHOWN)?,
                 bundles: all,
                 lengths,

@@ -330,11 +330,16 @@ pub fn advance_within(
     };
     let (word, attempts, cases, committed) = next.columns();
     tx.execute(
-        "UPDATE bundle SET state = ?2, attempts = ?3, cases = ?4, ever_committed = max(ever_committed, ?5), code = ?6,
-         sentence = ?7, remedy = ?8, changed_ms = ?9, path = CASE WHEN ?2 = 'refused' THEN '' ELSE path END WHERE id = ?1",
-        params![seen.id, word, attempts, cases, i64::from(committed), why.code, why.sentence, why.remedy, now_ms],
+        "UPDATE bundle SET state = ?2, attempts = ?3, cases = ?4, ever_committed = max(ever_committed, ?5), changed_ms = ?6,
+         path = CASE WHEN ?2 = 'refused' THEN '' ELSE path END WHERE id = ?1",
+        params![seen.id, word, attempts, cases, i64::from(committed), now_ms],
     )?;
+    // An attempt or a case within a state leaves what was said of how it came there.
     if word != found.word() {
+        tx.execute(
+            "UPDATE bundle SET code = ?2, sentence = ?3, remedy = ?4 WHERE id = ?1",
+            params![seen.id, why.code, why.sentence, why.remedy],
+        )?;
         step(tx, seen.id, now_ms, word, &why.sentence)?;
     }
     Ok(Ok(next))
