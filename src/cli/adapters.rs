@@ -89,11 +89,18 @@ pub(super) fn run(args: &AdaptersArgs) -> anyhow::Result<ExitCode> {
                     bail!("{}; see `scanside adapters`", now.reason);
                 }
                 if now.taken_ms.is_some() {
-                    println!("{} serves from the next series on ({:.2} s)", now.adapter, started.elapsed().as_secs_f64());
+                    println!(
+                        "{} serves from the next series on ({:.2} s)",
+                        now.adapter,
+                        started.elapsed().as_secs_f64()
+                    );
                     return Ok(ExitCode::SUCCESS);
                 }
                 if started.elapsed() > PATIENCE {
-                    bail!("it is set, and the service has not taken it within {} s; see its journal", PATIENCE.as_secs());
+                    bail!(
+                        "it is set, and the service has not taken it within {} s; see its journal",
+                        PATIENCE.as_secs()
+                    );
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -102,8 +109,13 @@ pub(super) fn run(args: &AdaptersArgs) -> anyhow::Result<ExitCode> {
             let store = Store::open_read_only(dir, Clock::System).with_context(no_state)?;
             let feedback = sideload::export(&store)?;
             write_new(file, &(serde_json::to_string_pretty(&feedback)? + "\n"))?;
-            let cases: usize = feedback.adapters.iter().map(|a| a.shadow.len() + a.probation.len() + a.reviews.len()).sum();
-            println!("{}: {} adapters, {cases} cases and reviews, no patient data", file.display(), feedback.adapters.len());
+            let cases: usize =
+                feedback.adapters.iter().map(|a| a.shadow.len() + a.probation.len() + a.reviews.len()).sum();
+            println!(
+                "{}: {} adapters, {cases} cases and reviews, no patient data",
+                file.display(),
+                feedback.adapters.len()
+            );
             println!("  on the training host: scanside evaluate --feedback {}", file.display());
             Ok(ExitCode::SUCCESS)
         }

@@ -45,7 +45,8 @@ pub(crate) fn run(args: &SwapArgs) -> anyhow::Result<ExitCode> {
     models.begin(here)?;
     for (version, model) in [1u32, 2].into_iter().zip(ready) {
         let row = committed(here, version)?;
-        let release = Release { row, title: format!("bench {version}"), identity: String::new(), signer: String::new() };
+        let release =
+            Release { row, title: format!("bench {version}"), identity: String::new(), signer: String::new() };
         models.hold(Arc::new(model?.released(release)));
         store.with_conn(|c| {
             let tx = c.transaction()?;
@@ -55,8 +56,12 @@ pub(crate) fn run(args: &SwapArgs) -> anyhow::Result<ExitCode> {
         models.settle(here)?;
     }
     let spacing = 25.0 * 3.0 / args.slices as f64;
-    let options =
-        PhantomOptions { seed: 1, dims: [256, 128, args.slices], spacing: [1.953_125, 1.953_125, spacing], ..Default::default() };
+    let options = PhantomOptions {
+        seed: 1,
+        dims: [256, 128, args.slices],
+        spacing: [1.953_125, 1.953_125, spacing],
+        ..Default::default()
+    };
     let volume = Phantom::new(&options).volume;
     let series = || -> anyhow::Result<f64> {
         let start = Instant::now();

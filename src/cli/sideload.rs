@@ -69,7 +69,8 @@ pub(super) fn run(args: &SideloadArgs) -> anyhow::Result<ExitCode> {
         (None, Some(file)) => vec![Received { from: file.clone(), outcome: sideload::receive(here, file) }],
         (None, None) => Vec::new(),
     };
-    let waiting: Vec<i64> = received.iter().filter_map(|r| r.outcome.as_ref().ok()).map(|a| sideload::row(a).id).collect();
+    let waiting: Vec<i64> =
+        received.iter().filter_map(|r| r.outcome.as_ref().ok()).map(|a| sideload::row(a).id).collect();
     if !waiting.is_empty() {
         let moved = if service { wait(&store, &waiting, Duration::from_secs(args.wait)) } else { work(here, &config) };
         sideload::give_state_to_owner(dir);
@@ -143,7 +144,8 @@ fn wait(store: &Store, ids: &[i64], at_most: Duration) -> anyhow::Result<()> {
     let start = Instant::now();
     loop {
         let rows = store.with_conn(|c| ids.iter().map(|id| bundles::get(c, *id)).collect::<Result<Vec<_>, _>>())?;
-        let probation = store.with_conn(|c| bundles::under_way(c))?.iter().any(|b| matches!(b.state, State::Probation { .. }));
+        let probation =
+            store.with_conn(|c| bundles::under_way(c))?.iter().any(|b| matches!(b.state, State::Probation { .. }));
         let moving = |s: State| match s {
             State::Received { .. } | State::Staged { .. } => true,
             State::Verified => !probation,

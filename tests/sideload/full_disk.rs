@@ -24,7 +24,8 @@ fn a_full_disk_refuses_and_loses_nothing() {
         return;
     }
     let tmpfs = Tmpfs(state.clone());
-    let mut site = Site::start_in(dir, state.clone(), &NONE.replace("[sideload]", "[drift]\nenabled = false\n[sideload]"));
+    let mut site =
+        Site::start_in(dir, state.clone(), &NONE.replace("[sideload]", "[drift]\nenabled = false\n[sideload]"));
     let bundle = releases().bundle(2);
     let path = site.file("thigh-2.bundle", &bundle);
     // Asked beforehand, and then, where nothing is kept free, in the middle of copying.

@@ -30,13 +30,19 @@ fn a_release_is_tried_committed_and_taken_back() {
 
     // Probation: it serves, and every object says which release made it.
     let (id, third) = site.serve(703);
-    assert_eq!((third["bundle"]["release"].as_str(), third["bundle"]["stage"].as_str()), (Some("thigh 2"), Some("probation")));
+    assert_eq!(
+        (third["bundle"]["release"].as_str(), third["bundle"]["stage"].as_str()),
+        (Some("thigh 2"), Some("probation"))
+    );
     let adapter = releases().adapter(2).sha256().unwrap();
     assert_eq!(third["adapter_sha256"], adapter.as_str());
     for kind in ["seg", "sr", "text"] {
         let bytes = std::fs::read(site.state.join(format!("results/{id}/{kind}.dcm"))).unwrap();
         let text = String::from_utf8_lossy(&bytes);
-        assert!(text.contains("bundle thigh 2 (") && text.contains("signed by holder-"), "{kind} does not name the bundle");
+        assert!(
+            text.contains("bundle thigh 2 (") && text.contains("signed by holder-"),
+            "{kind} does not name the bundle"
+        );
     }
     site.until("committed", || (site.newest() == "committed").then_some(()));
     let (_, fourth) = site.serve(704);
@@ -122,7 +128,10 @@ fn without_a_service_the_command_checks_and_the_next_start_goes_on() {
     std::fs::write(&file, bytes).unwrap();
     site.run();
     let (a, code) = site.adapters();
-    assert_eq!((a["bundles"][0]["state"].as_str(), a["bundles"][0]["code"].as_str()), (Some("rolled-back"), Some("changed-file")));
+    assert_eq!(
+        (a["bundles"][0]["state"].as_str(), a["bundles"][0]["code"].as_str()),
+        (Some("rolled-back"), Some("changed-file"))
+    );
     assert_eq!(code, 3);
     assert!(a["serving"]["bundle_id"].is_null(), "{a:#}");
 }

@@ -128,7 +128,8 @@ fn whatever_is_on_disk_goes_on() {
         store.with_conn(|c| bundles::servings(c, 1000)).unwrap().into_iter().map(|s| s.adapter_sha256).collect();
     let jobs = store.with_conn(|c| queue::jobs(c, 1000)).unwrap();
     for uid in &sent {
-        let job = jobs.iter().find(|j| &j.series_uid == uid && !j.superseded).unwrap_or_else(|| panic!("no job of {uid}"));
+        let job =
+            jobs.iter().find(|j| &j.series_uid == uid && !j.superseded).unwrap_or_else(|| panic!("no job of {uid}"));
         assert_eq!(job.state, JobState::Done, "{job:#?}");
         let summary: serde_json::Value = serde_json::from_str(&job.summary).unwrap();
         assert!(known.contains(summary["adapter_sha256"].as_str().unwrap()), "{summary:#}");

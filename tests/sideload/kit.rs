@@ -139,7 +139,8 @@ impl Site {
 
     /// Starts the service and waits until it listens.
     pub fn run(&mut self) {
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("serve.log")).unwrap();
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("serve.log")).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_scanside"))
             .args(["serve", "-c"])
             .arg(&self.config)

@@ -45,7 +45,13 @@ fn each_result_is_that_of_one_adapter_alone() {
             uids.push((seed, site.send(seed).series_uid));
         }
         site.until("all results", || {
-            (site.store().with_conn(|c| queue::jobs(c, 10_000)).unwrap().iter().filter(|j| j.state != JobState::Pending).count()
+            (site
+                .store()
+                .with_conn(|c| queue::jobs(c, 10_000))
+                .unwrap()
+                .iter()
+                .filter(|j| j.state != JobState::Pending)
+                .count()
                 >= series)
                 .then_some(())
         });
@@ -79,5 +85,7 @@ fn each_result_is_that_of_one_adapter_alone() {
             assert!(same, "series {seed}: {} is not what its adapter makes of it alone", segment.name);
         }
     }
-    eprintln!("{changed} changes of the adapter (seed {SEED}), {series} series: {by:?} by the three adapters, each bit-equal to it alone");
+    eprintln!(
+        "{changed} changes of the adapter (seed {SEED}), {series} series: {by:?} by the three adapters, each bit-equal to it alone"
+    );
 }

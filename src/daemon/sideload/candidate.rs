@@ -65,7 +65,11 @@ impl Candidates<'_> {
             Begun::Moved => false,
             Begun::TooOften => {
                 let sentence = format!("{what} was begun {} times and never came to an end", bundles::MAX_ATTEMPTS);
-                let why = Why::fault("gave-up", sentence, "see the journal for what ended it, mend that, and sideload it again");
+                let why = Why::fault(
+                    "gave-up",
+                    sentence,
+                    "see the journal for what ended it, mend that, and sideload it again",
+                );
                 self.here.refuse(row, &why)?;
                 false
             }
@@ -140,7 +144,8 @@ impl Candidates<'_> {
     }
 
     fn superseded(&self, old: &Bundle, new: &Bundle) -> Result<(), StoreError> {
-        let why = Why::fault("superseded", format!("{} came before it had served", new.title()), "nothing is to be done");
+        let why =
+            Why::fault("superseded", format!("{} came before it had served", new.title()), "nothing is to be done");
         self.here.refuse(old, &why)
     }
 

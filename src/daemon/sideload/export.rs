@@ -179,7 +179,10 @@ pub fn export(store: &Store) -> Result<Feedback, StoreError> {
         for b in bundles::list(c, MOST)?.into_iter().rev().filter(|b| !b.identity.is_empty()) {
             let all = bundles::cases(c, b.id, MAX_CASES)?;
             adapters.push(AdapterFeedback {
-                steps: bundles::steps(c, b.id)?.into_iter().map(|s| DayStep { day: day(s.at_ms), state: s.state }).collect(),
+                steps: bundles::steps(c, b.id)?
+                    .into_iter()
+                    .map(|s| DayStep { day: day(s.at_ms), state: s.state })
+                    .collect(),
                 shadow: cases(&all, Stage::Shadow),
                 probation: cases(&all, Stage::Probation),
                 reviews: reviews(&b.adapter_sha256)?,
@@ -228,14 +231,19 @@ impl Feedback {
         out.push_str("|---|---|---|---|---|---|---|---|---|---|---|---|---|\n");
         let show = |v: Option<f64>, digits: usize| v.map_or("-".to_string(), |v| format!("{v:.digits$}"));
         for a in chosen {
-            let name = if a.name.is_empty() { format!("the configuration's ({:.12})", a.adapter_sha256) } else { format!("{} {}", a.name, a.version) };
+            let name = if a.name.is_empty() {
+                format!("the configuration's ({:.12})", a.adapter_sha256)
+            } else {
+                format!("{} {}", a.name, a.version)
+            };
             let state = match (a.state.as_str(), a.code.as_str()) {
                 ("", _) => "-".to_string(),
                 (state, "") => state.to_string(),
                 (state, code) => format!("{state} [{code}]"),
             };
             let dice = mean(a.shadow.iter().flat_map(|c| c.dice.iter().map(|d| d.dice)));
-            let verdicts = ["A", "B", "C", "D"].map(|v| a.probation.iter().filter(|c| c.candidate.verdict == v).count().to_string());
+            let verdicts = ["A", "B", "C", "D"]
+                .map(|v| a.probation.iter().filter(|c| c.candidate.verdict == v).count().to_string());
             let failed = a.shadow.iter().chain(&a.probation).filter(|c| !c.problem.is_empty()).count();
             let decided = |word: &str| a.reviews.iter().filter(|r| r.decision == word).count();
             out.push_str(&format!(

@@ -43,7 +43,10 @@ pub fn shadow(s: &Sideload, cases: &[Case]) -> Judgement {
     let cases = of(cases, Stage::Shadow);
     let fail = |sentence: String| Judgement::Failed(Why::fault("shadow-failed", sentence, KEEP));
     if let Some(c) = cases.iter().find(|c| !c.problem.is_empty()) {
-        return fail(format!("in shadow the candidate made no result of a series that the active adapter segmented ({})", c.problem));
+        return fail(format!(
+            "in shadow the candidate made no result of a series that the active adapter segmented ({})",
+            c.problem
+        ));
     }
     if cases.len() < s.shadow_series as usize {
         return Judgement::GoOn;
@@ -64,9 +67,14 @@ pub fn shadow(s: &Sideload, cases: &[Case]) -> Judgement {
             s.shadow_lost_score
         ));
     }
-    let ratio = median(cases.iter().filter_map(|c| Some(c.candidate.seconds? / c.active.seconds.filter(|s| *s > 0.0)?)).collect());
+    let ratio = median(
+        cases.iter().filter_map(|c| Some(c.candidate.seconds? / c.active.seconds.filter(|s| *s > 0.0)?)).collect(),
+    );
     if let Some(r) = ratio.filter(|r| too_slow(s, *r, cases.len())) {
-        return fail(format!("in shadow it takes {r:.2} times the active adapter's time; {:.2} are allowed", s.most_slowdown));
+        return fail(format!(
+            "in shadow it takes {r:.2} times the active adapter's time; {:.2} are allowed",
+            s.most_slowdown
+        ));
     }
     Judgement::Passed(Why::said(format!(
         "shadow passed over {} series{}{}{}",

@@ -22,7 +22,7 @@ mod view;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use crate::adapter::bundle::{Bundle as Opened, BoxFacts, Purpose};
+use crate::adapter::bundle::{BoxFacts, Bundle as Opened, Purpose};
 use crate::adapter::trust::TrustStore;
 use crate::adapter::{Reason, Refused};
 use crate::clock::Clock;
@@ -31,14 +31,14 @@ use crate::store::bundles::{self, Bundle, Event, Illegal, State, Why};
 use crate::store::{Store, StoreError};
 
 pub use candidate::Candidates;
+pub(super) use candidate::run as try_candidates;
 pub use export::{Feedback, FeedbackError, MAX_FEEDBACK, export};
 pub(crate) use probation::{Probation, previous, take};
-pub(crate) use receive::{give_state_to_owner, row};
 pub use receive::{DROP_SUFFIX, Received, drop_in, receive};
+pub(crate) use receive::{give_state_to_owner, row};
 pub(crate) use serving::Models;
 pub use serving::roll_back_to;
 pub(super) use serving::run as watch;
-pub(super) use candidate::run as try_candidates;
 pub use view::Adapters;
 
 /// Where bundles are handled: the state, the time, the settings.
@@ -105,14 +105,16 @@ impl Here<'_> {
     /// Counts an attempt; false where it was begun too often, or somebody else moved the bundle.
     fn begin(&self, row: &mut Bundle) -> Result<Begun, StoreError> {
         let now = self.now();
-        Ok(match self.store.with_conn(|c| bundles::advance(c, row, Event::Begin, &Why::default(), now, |_| Ok(())))? {
-            Ok(state) => {
-                row.state = state;
-                Begun::Yes
-            }
-            Err(Illegal::Exhausted(_)) => Begun::TooOften,
-            Err(_) => Begun::Moved,
-        })
+        Ok(
+            match self.store.with_conn(|c| bundles::advance(c, row, Event::Begin, &Why::default(), now, |_| Ok(())))? {
+                Ok(state) => {
+                    row.state = state;
+                    Begun::Yes
+                }
+                Err(Illegal::Exhausted(_)) => Begun::TooOften,
+                Err(_) => Begun::Moved,
+            },
+        )
     }
 
     /// Ends the life of a bundle that never served, and removes its file.
@@ -145,7 +147,11 @@ impl Here<'_> {
         for old in self.store.with_conn(|c| bundles::prunable(c, self.config.sideload.keep))? {
             self.store.with_conn(|c| bundles::forget_file(c, old.id))?;
             self.remove(&old)?;
-            log::info!("bundle {}: its file is no longer kept (sideload.keep = {})", old.title(), self.config.sideload.keep);
+            log::info!(
+                "bundle {}: its file is no longer kept (sideload.keep = {})",
+                old.title(),
+                self.config.sideload.keep
+            );
         }
         Ok(())
     }

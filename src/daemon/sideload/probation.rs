@@ -5,9 +5,9 @@ use std::sync::Arc;
 use rusqlite::Transaction;
 use serde_json::Value;
 
+use super::Begun;
 use super::candidate::{judge_probation, served_case};
 use super::serving::take_back;
-use super::Begun;
 use crate::daemon::{Model, Shared};
 use crate::store::StoreError;
 use crate::store::bundles::{self, Bundle, Event, State, Why};
@@ -36,8 +36,10 @@ pub(crate) fn take(shared: &Shared) -> Result<(Arc<Model>, Option<Probation>), S
                 Begun::Yes => return Ok((model, Some(Probation { row }))),
                 Begun::Moved => {}
                 Begun::TooOften => {
-                    let sentence =
-                        format!("on probation a series was begun {} times and never came to an end", bundles::MAX_ATTEMPTS);
+                    let sentence = format!(
+                        "on probation a series was begun {} times and never came to an end",
+                        bundles::MAX_ATTEMPTS
+                    );
                     let remedy = "see the journal for what ended it; the adapter before it serves on";
                     take_back(here, &row, &Why::fault("gave-up", sentence, remedy))?;
                 }
@@ -46,7 +48,10 @@ pub(crate) fn take(shared: &Shared) -> Result<(Arc<Model>, Option<Probation>), S
             _ => {}
         }
     }
-    Err(StoreError::Io { path: here.store.dir().into(), cause: std::io::Error::other("the adapter changes without end") })
+    Err(StoreError::Io {
+        path: here.store.dir().into(),
+        cause: std::io::Error::other("the adapter changes without end"),
+    })
 }
 
 /// The model that going back would serve.
@@ -69,7 +74,13 @@ impl Probation {
     ///
     /// # Errors
     /// The database's.
-    pub fn ended(&self, tx: &Transaction<'_>, job_id: i64, summary: Option<&Value>, now_ms: i64) -> rusqlite::Result<()> {
+    pub fn ended(
+        &self,
+        tx: &Transaction<'_>,
+        job_id: i64,
+        summary: Option<&Value>,
+        now_ms: i64,
+    ) -> rusqlite::Result<()> {
         let event = if summary.is_some() { Event::Case } else { Event::NoCase };
         // Moved meanwhile, by a person: then this case no longer decides anything.
         if bundles::advance_within(tx, &self.row, event, &Why::default(), now_ms)?.is_ok()

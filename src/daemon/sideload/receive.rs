@@ -75,7 +75,8 @@ pub fn receive(here: Here<'_>, path: &Path) -> Result<Arrival, Refused> {
 /// # Errors
 /// [`Reason::Unreadable`] where the folder cannot be read.
 pub fn drop_in(here: Here<'_>, folder: &Path, empty: bool) -> Result<Vec<Received>, Refused> {
-    let io = |e: std::io::Error| Refused::io(Reason::Unreadable, format!("cannot read the folder {}", folder.display()), &e);
+    let io =
+        |e: std::io::Error| Refused::io(Reason::Unreadable, format!("cannot read the folder {}", folder.display()), &e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(io)?.take(MAX_ENTRIES) {
         let entry = entry.map_err(io)?;
@@ -98,7 +99,10 @@ pub fn drop_in(here: Here<'_>, folder: &Path, empty: bool) -> Result<Vec<Receive
         let outcome = open(&from, false).and_then(|file| take(here, &from, file, true));
         // A full disk is no fault of the file.
         let stays = matches!(&outcome, Err(e) if e.reason == Reason::DiskFull);
-        if empty && !stays && let Err(e) = std::fs::remove_file(&from) {
+        if empty
+            && !stays
+            && let Err(e) = std::fs::remove_file(&from)
+        {
             log::error!("{} cannot be removed from the drop folder: {e}", from.display());
         }
         out.push(Received { from, outcome });
@@ -134,7 +138,11 @@ fn take(here: Here<'_>, path: &Path, file: File, only_new: bool) -> Result<Arriv
         if after < here.config.storage.min_free_mb << 20 {
             return Err(Refused::new(
                 Reason::DiskFull,
-                format!("the disk has {} MiB left, storage.min_free_mb asks for {}", after >> 20, here.config.storage.min_free_mb),
+                format!(
+                    "the disk has {} MiB left, storage.min_free_mb asks for {}",
+                    after >> 20,
+                    here.config.storage.min_free_mb
+                ),
                 "nothing was changed; free space on this disk and repeat",
             ));
         }
@@ -146,7 +154,11 @@ fn take(here: Here<'_>, path: &Path, file: File, only_new: bool) -> Result<Arriv
     let sql = |e: crate::store::StoreError| {
         let full = e.to_string().contains("full");
         let reason = if full { Reason::DiskFull } else { Reason::Unreadable };
-        Refused::new(reason, format!("the bundle cannot be noted: {e}"), "nothing was changed; repeat once that is mended")
+        Refused::new(
+            reason,
+            format!("the bundle cannot be noted: {e}"),
+            "nothing was changed; repeat once that is mended",
+        )
     };
     let name = format!("{sha256}.bundle");
     let relative = format!("{}/{name}", bundles::FOLDER);

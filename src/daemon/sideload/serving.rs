@@ -77,9 +77,14 @@ impl Models {
         let factory = &self.factory;
         here.store.with_conn(|c| {
             let last = bundles::serving(c)?;
-            let changed = last.as_ref().is_none_or(|s| s.bundle_id.is_none() && s.adapter_sha256 != factory.adapter_sha256());
+            let changed =
+                last.as_ref().is_none_or(|s| s.bundle_id.is_none() && s.adapter_sha256 != factory.adapter_sha256());
             if changed {
-                let reason = if last.is_some() { "the configuration names another adapter" } else { "the configuration's adapter" };
+                let reason = if last.is_some() {
+                    "the configuration names another adapter"
+                } else {
+                    "the configuration's adapter"
+                };
                 let tx = c.transaction()?;
                 bundles::serve(&tx, None, (factory.adapter(), factory.adapter_sha256(), ""), reason, now)?;
                 tx.commit()?;
@@ -150,7 +155,11 @@ impl Models {
             log::warn!("bundle {}: {caution}", row.title());
         }
         self.factory.beside(&opened, row.id).map_err(|e| {
-            Why::fault("not-loadable", format!("its adapter cannot be loaded: {e}"), "see `scanside doctor`; sideload it again")
+            Why::fault(
+                "not-loadable",
+                format!("its adapter cannot be loaded: {e}"),
+                "see `scanside doctor`; sideload it again",
+            )
         })
     }
 
@@ -162,7 +171,11 @@ impl Models {
         })?;
         let may: Vec<i64> = kept
             .iter()
-            .filter(|b| !b.path.is_empty() && (b.state.is_candidate() || matches!(b.state, State::Committed | State::RolledBack { committed: true })))
+            .filter(|b| {
+                !b.path.is_empty()
+                    && (b.state.is_candidate()
+                        || matches!(b.state, State::Committed | State::RolledBack { committed: true }))
+            })
             .map(|b| b.id)
             .collect();
         self.release(&may);
@@ -171,7 +184,9 @@ impl Models {
                 continue;
             }
             match self.load(here, row) {
-                Ok(model) if model.shares_graphs_with(&self.factory) || previous == Some(row.id) => self.hold(Arc::new(model)),
+                Ok(model) if model.shares_graphs_with(&self.factory) || previous == Some(row.id) => {
+                    self.hold(Arc::new(model))
+                }
                 Ok(_) => {}
                 Err(why) => log::warn!("bundle {} could not serve again [{}]: {}", row.title(), why.code, why.sentence),
             }
@@ -214,7 +229,11 @@ pub(crate) fn take_back(here: Here<'_>, row: &Bundle, why: &Why) -> Result<(), S
 ///
 /// # Errors
 /// The database's; within, a sentence with the remedy.
-pub fn roll_back_to(here: Here<'_>, to: Option<Option<&str>>, why: &str) -> Result<Result<Serving, String>, StoreError> {
+pub fn roll_back_to(
+    here: Here<'_>,
+    to: Option<Option<&str>>,
+    why: &str,
+) -> Result<Result<Serving, String>, StoreError> {
     let now = here.now();
     here.store.with_conn(|c| {
         let tx = c.transaction()?;
@@ -234,7 +253,10 @@ pub fn roll_back_to(here: Here<'_>, to: Option<Option<&str>>, why: &str) -> Resu
             },
         };
         if target.as_ref().map(|b| b.id) == present.bundle_id {
-            return Ok(Err(format!("{} serves already", target.map_or("the configuration's adapter".into(), |b| b.title()))));
+            return Ok(Err(format!(
+                "{} serves already",
+                target.map_or("the configuration's adapter".into(), |b| b.title())
+            )));
         }
         let said = |b: &Bundle, e: Illegal| Ok(Err(format!("{}: {e}", b.title())));
         // What serves is taken back; a version that had been taken back may be taken up again.
@@ -249,7 +271,8 @@ pub fn roll_back_to(here: Here<'_>, to: Option<Option<&str>>, why: &str) -> Resu
         }
         if let Some(b) = &target
             && !b.state.may_serve()
-            && let Err(e) = bundles::advance_within(&tx, b, Event::TakenUp, &Why::said(format!("taken up by a person{why}")), now)?
+            && let Err(e) =
+                bundles::advance_within(&tx, b, Event::TakenUp, &Why::said(format!("taken up by a person{why}")), now)?
         {
             return said(b, e);
         }
@@ -264,8 +287,10 @@ pub fn roll_back_to(here: Here<'_>, to: Option<Option<&str>>, why: &str) -> Resu
 
 /// A kept bundle by `VERSION` or `NAME VERSION` or `NAME:VERSION`.
 fn find(all: &[Bundle], word: &str) -> Result<Bundle, String> {
-    let able = |b: &&Bundle| !b.path.is_empty() && matches!(b.state, State::Committed | State::RolledBack { committed: true });
-    let named = |b: &&Bundle| word == b.version.to_string() || word == b.title() || word == format!("{}:{}", b.name, b.version);
+    let able =
+        |b: &&Bundle| !b.path.is_empty() && matches!(b.state, State::Committed | State::RolledBack { committed: true });
+    let named =
+        |b: &&Bundle| word == b.version.to_string() || word == b.title() || word == format!("{}:{}", b.name, b.version);
     let fit: Vec<&Bundle> = all.iter().filter(able).filter(named).collect();
     let list = || {
         let kept: Vec<String> = all.iter().filter(able).map(Bundle::title).collect();

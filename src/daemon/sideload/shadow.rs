@@ -105,7 +105,8 @@ fn compare(found: &Segmentation, volume: &SeriesVolume, active: &Path) -> Result
     let grid = &volume.volume.geometry;
     // No structure found: no segmentation was written.
     let image = active.is_file().then(|| LabelImage::load(active)).transpose().map_err(|e| e.to_string())?;
-    let masks = image.as_ref().map(|i| i.masks(grid, None, active)).transpose().map_err(|e| e.to_string())?.unwrap_or_default();
+    let masks =
+        image.as_ref().map(|i| i.masks(grid, None, active)).transpose().map_err(|e| e.to_string())?.unwrap_or_default();
     let segments = image.map(|i| i.segments).unwrap_or_default();
     let mut rest: Vec<bool> = vec![true; segments.len()];
     let mut out = Vec::new();
@@ -122,7 +123,11 @@ fn compare(found: &Segmentation, volume: &SeriesVolume, active: &Path) -> Result
             sum += usize::from(a) + usize::from(b);
         }
         let side = s.side.map_or("", Side::word).to_string();
-        out.push(StructureDice { structure: s.structure.key.clone(), side, dice: 2.0 * both as f64 / sum.max(1) as f64 });
+        out.push(StructureDice {
+            structure: s.structure.key.clone(),
+            side,
+            dice: 2.0 * both as f64 / sum.max(1) as f64,
+        });
     }
     for (n, _) in segments.iter().zip(&rest).filter(|(_, rest)| **rest) {
         let named = n.structure();

@@ -47,7 +47,8 @@ pub struct Adapters {
 
 /// A time for people, UTC.
 pub(super) fn time(ms: i64) -> String {
-    DateTime::from_timestamp_millis(ms).map_or_else(|| format!("{ms} ms"), |t| t.format("%Y-%m-%d %H:%M:%S").to_string())
+    DateTime::from_timestamp_millis(ms)
+        .map_or_else(|| format!("{ms} ms"), |t| t.format("%Y-%m-%d %H:%M:%S").to_string())
 }
 
 impl Adapters {
@@ -77,8 +78,7 @@ impl Adapters {
             let serving = bundles::serving(c)?;
             // The newest bundle, or the one whose fall brought what serves now.
             let fell = |b: &BundleView| serving.as_ref().is_some_and(|s| s.since_ms == b.bundle.changed_ms);
-            let told = all.first().into_iter().chain(all.iter().filter(|b| fell(b)));
-            let alert = told.filter_map(|b| alert(&b.bundle)).next();
+            let alert = all.first().into_iter().chain(all.iter().filter(|b| fell(b))).find_map(|b| alert(&b.bundle));
             Ok(Adapters {
                 serving,
                 previous: bundles::previous(c)?,
@@ -144,9 +144,19 @@ impl Adapters {
             let row = &b.bundle;
             let kept = if row.path.is_empty() { "" } else { ", kept" };
             let code = if row.code.is_empty() { String::new() } else { format!(" [{}]", row.code) };
-            let _ = writeln!(out, "  {:<24} {}{code}{kept}, came {} UTC", row.title(), row.state.word(), time(row.received_ms));
+            let _ = writeln!(
+                out,
+                "  {:<24} {}{code}{kept}, came {} UTC",
+                row.title(),
+                row.state.word(),
+                time(row.received_ms)
+            );
             if !row.signer.is_empty() {
-                let _ = writeln!(out, "      signed by {}; bundle {:.12}, adapter {:.12}", row.signer, row.identity, row.adapter_sha256);
+                let _ = writeln!(
+                    out,
+                    "      signed by {}; bundle {:.12}, adapter {:.12}",
+                    row.signer, row.identity, row.adapter_sha256
+                );
             }
             if !row.sentence.is_empty() {
                 let remedy = if row.remedy.is_empty() { String::new() } else { format!("; {}", row.remedy) };

@@ -128,7 +128,8 @@ impl State {
     /// [`Illegal::Step`] for a step that does not exist; [`Illegal::Exhausted`] where the work was begun too often.
     pub fn after(self, event: Event) -> Result<State, Illegal> {
         use State::*;
-        let begun = |attempts: u32| if attempts < MAX_ATTEMPTS { Ok(attempts + 1) } else { Err(Illegal::Exhausted(self)) };
+        let begun =
+            |attempts: u32| if attempts < MAX_ATTEMPTS { Ok(attempts + 1) } else { Err(Illegal::Exhausted(self)) };
         Ok(match (self, event) {
             (Received { attempts }, Event::Begin) => Received { attempts: begun(attempts)? },
             (Received { .. }, Event::Verified) => Verified,

@@ -11,7 +11,8 @@ fn db() -> Connection {
 
 fn new(c: &mut Connection, n: u32) -> Bundle {
     let sha = format!("{n:064}");
-    let Arrival::New(b) = receive(c, &sha, &format!("{FOLDER}/{sha}.bundle"), 10, "a.bundle", i64::from(n)).unwrap() else {
+    let Arrival::New(b) = receive(c, &sha, &format!("{FOLDER}/{sha}.bundle"), 10, "a.bundle", i64::from(n)).unwrap()
+    else {
         panic!("known")
     };
     let tx = c.transaction().unwrap();
