@@ -8,9 +8,11 @@ use serde::{Deserialize, Serialize};
 
 mod engine;
 mod quality;
+mod sideload;
 
 pub use engine::{Engine, EngineKind, Precision};
 pub use quality::{Drift, Gate, GateMode, Observer, PilotTo, Promote, Segex, Verdict};
+pub use sideload::Sideload;
 
 /// Largest configuration file that is read, bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -74,6 +76,8 @@ pub struct Config {
     pub drift: Drift,
     /// Quality grades.
     pub segex: Segex,
+    /// How adapter bundles are tried.
+    pub sideload: Sideload,
 }
 
 /// This box on the network.
@@ -84,11 +88,13 @@ pub struct Station {
     pub ae_title: String,
     /// Address and port of the storage SCP.
     pub listen: SocketAddr,
+    /// The site's name, which bundles can be restricted to; empty: only bundles for every site are taken.
+    pub site: String,
 }
 
 impl Default for Station {
     fn default() -> Self {
-        Station { ae_title: "SCANSIDE".into(), listen: SocketAddr::from(([127, 0, 0, 1], 11112)) }
+        Station { ae_title: "SCANSIDE".into(), listen: SocketAddr::from(([127, 0, 0, 1], 11112)), site: String::new() }
     }
 }
 
@@ -362,6 +368,10 @@ impl Config {
             ("gate.least_score", self.gate.least_score, 100.0),
             ("gate.least_dice", self.gate.least_dice, 1.0),
             ("drift.z", self.drift.z, 100.0),
+            ("sideload.shadow_least_dice", self.sideload.shadow_least_dice, 1.0),
+            ("sideload.shadow_lost_score", self.sideload.shadow_lost_score, 100.0),
+            ("sideload.probation_share", self.sideload.probation_share, 1.0),
+            ("sideload.most_slowdown", self.sideload.most_slowdown, 100.0),
         ] {
             if !(0.0..=most).contains(&value) {
                 return refuse(key, format!("is {value}; expected 0 to {most}"));
@@ -371,6 +381,9 @@ impl Config {
         if self.gate.mode == GateMode::Pilot && self.gate.pilot_to == PilotTo::Researcher && !researcher {
             return refuse("gate.pilot_to", "is \"researcher\" and no [[archive]] has researcher = true".into());
         }
+        range("sideload.shadow_series", u64::from(self.sideload.shadow_series), 0, 1_000)?;
+        range("sideload.probation_series", u64::from(self.sideload.probation_series), 0, 1_000)?;
+        range("sideload.keep", self.sideload.keep as u64, 1, 15)?;
         range("drift.window", self.drift.window as u64, 1, 1_000)?;
         range("drift.least_cases", self.drift.least_cases as u64, 1, self.drift.window as u64)?;
         if !(0.0..=100.0).contains(&self.results.bar) {

@@ -79,6 +79,7 @@ impl Site {
             engine: "theirs".into(),
             adapter: "theirs".into(),
             adapter_sha256: String::new(),
+            bundle: String::new(),
             base_sha256: String::new(),
             station: "THEIRS".into(),
         };

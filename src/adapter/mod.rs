@@ -1,11 +1,15 @@
-//! Adapters: what training makes and the appliance serves, one safetensors file of tensors and provenance.
+//! Adapters: what training makes and the appliance serves, one safetensors file of tensors and provenance; and the signed bundles
+//! that carry them to a box.
 //!
 //! The file is an ordinary `.safetensors`; the JSON of [`AdapterMeta`] stands under `scanside` in its `__metadata__`.
 //! The same adapter always gives the same bytes, so the sha256 of the file is the adapter's identity.
 
+pub mod bundle;
 mod check;
 mod meta;
 mod reference;
+mod refusal;
+pub mod trust;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -21,6 +25,7 @@ use crate::pipeline::ModelInfo;
 pub use check::TRAINABLE_SHARE;
 pub use meta::{AdapterMeta, Lora, Presence, Provenance};
 pub use reference::{Reference, Spread, brightness, measure, measure_slice};
+pub use refusal::{Reason, Refused};
 
 /// Format of the file; another number is refused.
 pub const FORMAT: u32 = 2;

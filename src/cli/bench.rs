@@ -23,6 +23,8 @@ enum Bench {
     Precision(super::bench_precision::PrecisionArgs),
     /// The encoder, beside ONNX Runtime on the same ONNX
     Segment(super::bench_segment::SegmentArgs),
+    /// A series right after the adapter was changed, beside one without a change
+    Swap(super::bench_swap::SwapArgs),
 }
 
 pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
@@ -33,5 +35,6 @@ pub(super) fn run(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "train")]
         Bench::Precision(ref args) => super::bench_precision::run(args),
         Bench::Segment(ref args) => super::bench_segment::run(args),
+        Bench::Swap(ref args) => super::bench_swap::run(args),
     }
 }

@@ -8,6 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::adapter::Adapter;
+use crate::daemon::sideload::Feedback;
 use crate::evaluate::{AdapterEvaluation, EvaluationSetting, LabelCost, Prompt, Table, evaluate_adapter, html};
 use crate::model::weights::{BaseWeights, load, load_or_fetch};
 use crate::train::{Case, Manifest, load_cases};
@@ -16,10 +17,10 @@ use crate::train::{Case, Manifest, load_cases};
 #[derive(Args, Debug)]
 pub struct EvaluateArgs {
     /// Manifest; its `use = "test"` and `use = "both"` volumes are evaluated
-    #[arg(long, short, required_unless_present = "label_cost")]
+    #[arg(long, short, required_unless_present_any = ["label_cost", "feedback"])]
     manifest: Option<PathBuf>,
     /// The adapter
-    #[arg(long, short, required_unless_present = "label_cost")]
+    #[arg(long, short, required_unless_present_any = ["label_cost", "feedback"])]
     adapter: Option<PathBuf>,
     /// Write PATH.html (with overlays), PATH.md and PATH.json; pictures and figures of patients: keep them where the images
     /// may be kept
@@ -53,6 +54,9 @@ pub struct EvaluateArgs {
     /// Instead of evaluating, draw quality against labelling from PATH.json files of evaluations; writes OUT.svg and OUT.md
     #[arg(long, value_name = "JSON", num_args = 1.., requires = "out", conflicts_with_all = ["manifest", "adapter"])]
     label_cost: Vec<PathBuf>,
+    /// What a box says of its adapters (`scanside adapters export`): printed and added to PATH.md; without a manifest, by itself
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "label_cost")]
+    feedback: Vec<PathBuf>,
     /// With --label-cost: minutes that labelling one leg on one slice takes, all structures
     #[arg(long, value_name = "MINUTES", default_value_t = 6.0)]
     minutes_per_slice: f64,
@@ -65,6 +69,16 @@ pub struct EvaluateArgs {
 pub fn run(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
     if let Some(out) = args.out.as_ref().filter(|_| !args.label_cost.is_empty()) {
         return label_cost(&args.label_cost, args.minutes_per_slice, out);
+    }
+    let answers = args.feedback.iter().map(|f| Feedback::load(f)).collect::<Result<Vec<_>, _>>()?;
+    if args.manifest.is_none() && !answers.is_empty() {
+        let adapter = args.adapter.as_deref().map(Adapter::load).transpose()?;
+        let text = sections(&answers, adapter.as_ref())?;
+        println!("{text}");
+        if let Some(out) = &args.out {
+            write(out, "md", &format!("# {}\n\n{text}", args.title))?;
+        }
+        return Ok(ExitCode::SUCCESS);
     }
     let adapter = Adapter::load(args.adapter.as_ref().context("--adapter is missing")?)?;
     let base = base_weights(args.weights.as_deref())?;
@@ -87,10 +101,23 @@ pub fn run(args: &EvaluateArgs) -> anyhow::Result<ExitCode> {
     let cases = load_cases(&manifest, &adapter.meta.task, |e| e.usage.tested())?;
     let evaluation = evaluation_of(&adapter, &base, &cases, &setting)?;
     print_table(&evaluation.table, &args.title);
+    let from_boxes = sections(&answers, Some(&adapter))?;
+    print!("{from_boxes}");
     if let Some(out) = &args.out {
         write_report(evaluation, &args.title, out, args.aggregates)?;
+        if !from_boxes.is_empty() {
+            let path = out.with_added_extension("md");
+            let report = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            write(out, "md", &format!("{report}\n{from_boxes}"))?;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What boxes say, of one adapter where one is given.
+fn sections(answers: &[Feedback], adapter: Option<&Adapter>) -> anyhow::Result<String> {
+    let sha = adapter.map(Adapter::sha256).transpose()?;
+    Ok(answers.iter().map(|a| a.markdown(sha.as_deref())).collect::<Vec<_>>().join("\n"))
 }
 
 /// The base weights from a file, or from the cache.

@@ -340,6 +340,7 @@ fn export(
         engine: "none".into(),
         adapter: "none".into(),
         adapter_sha256: String::new(),
+        bundle: String::new(),
         base_sha256: String::new(),
         station: "SCANSIDE".into(),
     };

@@ -1,12 +1,15 @@
 //! The commands, one file each.
 
+mod adapters;
 mod bench;
 #[cfg(feature = "train")]
 mod bench_precision;
 pub mod bench_receive;
 pub mod bench_segment;
+mod bench_swap;
 #[cfg(feature = "train")]
 pub mod bench_train;
+mod bundle;
 mod demo;
 mod doctor;
 mod engine;
@@ -15,6 +18,7 @@ pub mod evaluate;
 #[cfg(feature = "train")]
 mod experiment;
 mod export;
+mod keys;
 #[cfg(feature = "train")]
 mod label_next;
 #[cfg(feature = "train")]
@@ -32,6 +36,7 @@ mod segex;
 mod segment;
 mod send;
 mod serve;
+mod sideload;
 mod status;
 #[cfg(feature = "train")]
 mod survey;
@@ -69,6 +74,10 @@ enum Command {
     Review(review::ReviewArgs),
     /// Remove originals whose results were delivered and whose time has passed; the daemon does the same while it runs
     Retention(retention::RetentionArgs),
+    /// Hand an adapter bundle to this box, from a file or a stick
+    Sideload(sideload::SideloadArgs),
+    /// Which adapter serves, how a new one gets on; go back; report to the training host
+    Adapters(adapters::AdaptersArgs),
     /// Check what is ready and name the next command for what is not
     Doctor(doctor::DoctorArgs),
     /// Build, add, list, verify and measure the GPU's plans
@@ -106,6 +115,10 @@ enum Command {
     /// Calibrate INT8 and find the layers that it hurts
     #[cfg(feature = "train")]
     Quantise(quantise::QuantiseArgs),
+    /// Make, sign, show, compare and verify signed bundles of adapters
+    Bundle(bundle::BundleArgs),
+    /// Keys that sign bundles, roots of trust, and what this box trusts
+    Keys(keys::KeysArgs),
     /// Measure this project beside its peers
     Bench(bench::BenchArgs),
     /// Write man pages and shell completions, for the package
@@ -136,7 +149,8 @@ impl ConfigArgs {
     }
 }
 
-/// Parses the command line and runs the command. Exit codes: 0 done, 1 failed with one message, 2 wrong usage.
+/// Parses the command line and runs the command. Exit codes: 0 done, 1 failed with one message, 2 wrong usage,
+/// 20 and above a bundle or its trust was refused ([`Reason`](crate::adapter::Reason), docs/bundles.md).
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::init();
@@ -147,6 +161,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Review(args) => review::run(&args),
         Command::Retention(args) => retention::run(&args),
+        Command::Sideload(args) => sideload::run(&args),
+        Command::Adapters(args) => adapters::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Engine(args) => engine::run(&args),
         Command::Weights(args) => weights::run(&args),
@@ -169,6 +185,8 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(&args),
         #[cfg(feature = "train")]
         Command::Quantise(args) => quantise::run(&args),
+        Command::Bundle(args) => bundle::run(&args),
+        Command::Keys(args) => keys::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Manual(args) => manual::run(&args),
     };
@@ -176,7 +194,8 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("scanside: {error:#}");
-            ExitCode::FAILURE
+            let refused = error.downcast_ref::<crate::adapter::Refused>();
+            refused.map_or(ExitCode::FAILURE, |r| ExitCode::from(r.reason.exit_code()))
         }
     }
 }

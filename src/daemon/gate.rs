@@ -120,7 +120,8 @@ impl Gate {
     }
 }
 
-fn verdict(word: &str) -> Verdict {
+/// A verdict from its letter; anything else counts as the worst.
+pub(super) fn verdict(word: &str) -> Verdict {
     match word {
         "A" => Verdict::A,
         "B" => Verdict::B,

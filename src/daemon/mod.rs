@@ -1,6 +1,7 @@
 //! The service: wires the rooms into tasks; start-up sweep, shutdown, status.
 
 mod assembler;
+mod busy;
 mod deliverer;
 pub mod drift;
 pub mod gate;
@@ -8,6 +9,7 @@ mod model;
 mod pulse;
 mod results;
 pub mod retention;
+pub mod sideload;
 pub mod status;
 mod worker;
 
@@ -23,9 +25,12 @@ use crate::dicom::net::negotiate::{Acceptor, Caller, Callers, Classes};
 use crate::dicom::net::scp::{Scp, ScpError, ScpOptions};
 use crate::store::{Spool, Store, StoreError};
 
-pub use model::{Model, ModelError, adapter_at};
+pub use model::{Model, ModelError, Release, adapter_at};
 pub use pulse::Pulse;
 pub use results::{ResultFiles, grades, result_key, source_of, write_results};
+
+use busy::Busy;
+use sideload::{Here, Models};
 
 /// Why the daemon cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -69,12 +74,17 @@ pub(crate) struct Shared {
     pub config: Config,
     pub clock: Clock,
     pub store: Store,
-    pub model: Model,
+    /// What segments, and what may segment next.
+    pub models: Models,
+    /// Whether a series is in work.
+    pub busy: Busy,
     pub stop: AtomicBool,
     /// Whether the tasks get on.
     pub pulse: Pulse,
     /// A job may be waiting.
     pub jobs: Signal,
+    /// A bundle may have something to do.
+    pub candidates: Signal,
     /// A delivery may be waiting; one per archive.
     pub deliveries: Vec<Signal>,
 }
@@ -82,6 +92,11 @@ pub(crate) struct Shared {
 impl Shared {
     pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Where bundles are handled.
+    pub fn here(&self) -> Here<'_> {
+        Here { store: &self.store, clock: &self.clock, config: &self.config }
     }
 }
 
@@ -122,7 +137,9 @@ impl Daemon {
         let last: i64 = store
             .with_conn(|c| c.query_row("SELECT coalesce(max(association_id), 0) FROM instances", [], |r| r.get(0)))?;
         let first_association = u64::try_from(last).unwrap_or(0) + 1;
-        store.with_conn(|c| crate::store::review::set_adapter(c, model.adapter_sha256()))?;
+        let models = Models::new(model);
+        let model = models.begin(Here { store: &store, clock: &clock, config: &config })?;
+        sideload::clean(&store)?;
         say_engine(&store, &config, &model)?;
         let events = spool.subscribe(4096);
         let options = ScpOptions {
@@ -164,10 +181,12 @@ impl Daemon {
             config,
             clock,
             store,
-            model,
+            models,
+            busy: Busy::default(),
             stop: AtomicBool::new(false),
             pulse: Pulse::default(),
             jobs: Signal::default(),
+            candidates: Signal::default(),
             deliveries,
         });
         let runtime = tokio::runtime::Handle::current();
@@ -184,6 +203,10 @@ impl Daemon {
             let s = shared.clone();
             spawn("deliver", Box::new(move || deliverer::run(&s, i)))?;
         }
+        let s = shared.clone();
+        spawn("adapters", Box::new(move || sideload::watch(&s)))?;
+        let s = shared.clone();
+        spawn("candidate", Box::new(move || sideload::try_candidates(&s)))?;
         let s = shared.clone();
         spawn("retain", Box::new(move || retention::run(&s)))?;
         Ok(Daemon { address, scp, shared, threads })
@@ -210,6 +233,7 @@ impl Daemon {
         self.scp.shutdown(Duration::from_secs(10)).await;
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.jobs.raise();
+        self.shared.candidates.raise();
         for s in &self.shared.deliveries {
             s.raise();
         }

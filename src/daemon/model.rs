@@ -1,14 +1,15 @@
-//! What segments: base weights, adapter and engine, loaded once at start.
+//! What segments: base weights, adapter and engine. Adapters of the same shapes run on the same loaded graphs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::adapter::bundle::Bundle;
 use crate::adapter::{Adapter, AdapterError, Reference};
 use crate::config;
 use crate::dicom::write::Identity;
 use crate::engine::EngineError;
 use crate::model::weights::{self, BaseWeights, WeightsError};
-use crate::pipeline::serving::{EngineReport, ServeError, Serving, ServingNetworks, beside, serving};
+use crate::pipeline::serving::{EngineReport, ServeError, ServingNetworks, beside, serving};
 use crate::pipeline::{Networks, NetworksError, PipelineError, Segmenter};
 
 /// The adapter that comes with the program: trained on phantoms, for trying out only.
@@ -29,6 +30,30 @@ pub enum ModelError {
     /// The pipeline.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
+    /// The base weights are no longer those that this process began with.
+    #[error("the base weights in {} were changed; start the service again", .0.display())]
+    BaseChanged(PathBuf),
+}
+
+/// The signed bundle that an adapter came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// Its row in the store.
+    pub row: i64,
+    /// Name and version of the release.
+    pub title: String,
+    /// sha256 of what was signed, hex.
+    pub identity: String,
+    /// Whose signatures.
+    pub signer: String,
+}
+
+impl Release {
+    fn words(&self) -> String {
+        let identity = self.identity.get(..12).unwrap_or(&self.identity);
+        let signer = if self.signer.is_empty() { "keys withdrawn since" } else { &self.signer };
+        format!("{} ({identity}), signed by {signer}", self.title)
+    }
 }
 
 /// A segmenter with the identities that its results carry.
@@ -41,10 +66,13 @@ pub struct Model {
     adapter_sha256: String,
     base_sha256: String,
     networks: Arc<ServingNetworks>,
+    config: Arc<config::Config>,
     /// What the adapter's calibration set looked like; may be empty.
     pub references: Vec<Reference>,
     /// Whether the adapter is the one that comes with the program.
     pub phantom_only: bool,
+    /// The bundle that the adapter came in; none for the one that the configuration names.
+    pub release: Option<Release>,
 }
 
 impl Model {
@@ -53,11 +81,8 @@ impl Model {
     /// # Errors
     /// [`ModelError`], each with its remedy.
     pub fn load(config: &config::Config) -> Result<Model, ModelError> {
-        let path: PathBuf = match &config.model.weights {
-            none if none.as_os_str().is_empty() => weights::cached_path()?,
-            path => path.clone(),
-        };
-        Model::with_engine(&weights::load(&path)?, &config.model.adapter, config)
+        let base = weights::load(&path(&config.model.weights)?)?;
+        Model::with_engine(&base, &config.model.adapter, config)
     }
 
     /// The same over base weights and an adapter at hand; an empty adapter path means the phantom adapter.
@@ -69,46 +94,10 @@ impl Model {
         let adapter = adapter_at(adapter)?;
         adapter.check(base.sha256())?;
         let chosen = serving(&config.engine, &config.storage.state_dir, base, &adapter, false)?;
-        Model::of(base, adapter, phantom_only, chosen, config)
-    }
-
-    /// Another adapter beside this one, over the same loaded graphs where its shapes are theirs. This model is not touched: whoever
-    /// exchanges the two does so between series.
-    ///
-    /// # Errors
-    /// [`ModelError`].
-    pub fn beside(&self, base: &BaseWeights, adapter: Adapter, config: &config::Config) -> Result<Model, ModelError> {
-        adapter.check(base.sha256())?;
-        let chosen = match beside(&self.networks, base, &adapter) {
-            Err(ServeError::Networks(NetworksError::Other { .. })) => {
-                serving(&config.engine, &config.storage.state_dir, base, &adapter, false)?
-            }
-            other => other?,
-        };
-        Model::of(base, adapter, false, chosen, config)
-    }
-
-    fn of(
-        base: &BaseWeights,
-        adapter: Adapter,
-        phantom_only: bool,
-        chosen: Serving,
-        config: &config::Config,
-    ) -> Result<Model, ModelError> {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if config.model.threads == 0 { cores } else { config.model.threads };
         let networks = ServingNetworks::new(chosen, &config.engine, base, &adapter);
-        let segmenter = Segmenter::new(Box::new(networks.clone()), adapter.model_info()?)?;
-        Ok(Model {
-            segmenter,
-            threads,
-            adapter: format!("{} {}", adapter.meta.name, adapter.meta.version),
-            adapter_sha256: adapter.sha256()?,
-            base_sha256: base.sha256().to_string(),
-            networks,
-            references: adapter.meta.reference,
-            phantom_only,
-        })
+        let mut model = Model::over(networks, &adapter, base.sha256(), Arc::new(config.clone()))?;
+        model.phantom_only = phantom_only;
+        Ok(model)
     }
 
     /// The same on the embedded CPU engine.
@@ -122,6 +111,98 @@ impl Model {
         Model::with_engine(base, adapter, &config)
     }
 
+    /// The adapter of a verified bundle beside this model, on the same graphs where its tensors have the same shapes; else its
+    /// own are made, which takes seconds.
+    ///
+    /// # Errors
+    /// [`ModelError`].
+    pub fn beside(&self, bundle: &Bundle, row: i64) -> Result<Model, ModelError> {
+        let release = Release {
+            row,
+            title: format!("{} {}", bundle.name(), bundle.version()),
+            identity: bundle.id().to_string(),
+            signer: bundle.signers().join(", "),
+        };
+        Ok(self.with_adapter(bundle.adapter())?.released(release))
+    }
+
+    /// The adapter that comes with the program under another version, on the same graphs; for measuring.
+    pub(crate) fn again(&self, version: u32) -> Result<Model, ModelError> {
+        let mut adapter = Adapter::from_bytes(PHANTOM_ADAPTER)?;
+        adapter.meta.version = version;
+        self.with_adapter(&adapter)
+    }
+
+    /// The same, as what came in a bundle.
+    pub(crate) fn released(mut self, release: Release) -> Model {
+        self.release = Some(release);
+        self
+    }
+
+    fn with_adapter(&self, adapter: &Adapter) -> Result<Model, ModelError> {
+        adapter.check(&self.base_sha256)?;
+        let networks = match self.networks.on_cpu_beside(adapter) {
+            Some(shared) => shared?,
+            None => {
+                let path = path(&self.config.model.weights)?;
+                let base = weights::load(&path)?;
+                if base.sha256() != self.base_sha256 {
+                    return Err(ModelError::BaseChanged(path));
+                }
+                let chosen = match beside(&self.networks, &base, adapter) {
+                    Err(ServeError::Networks(NetworksError::Other { .. })) => {
+                        serving(&self.config.engine, &self.config.storage.state_dir, &base, adapter, false)?
+                    }
+                    other => other?,
+                };
+                ServingNetworks::new(chosen, &self.config.engine, &base, adapter)
+            }
+        };
+        Model::over(networks, adapter, &self.base_sha256, self.config.clone())
+    }
+
+    fn over(
+        networks: Arc<ServingNetworks>,
+        adapter: &Adapter,
+        base: &str,
+        config: Arc<config::Config>,
+    ) -> Result<Model, ModelError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Model {
+            segmenter: Segmenter::new(Box::new(networks.clone()), adapter.model_info()?)?,
+            threads: if config.model.threads == 0 { cores } else { config.model.threads },
+            adapter: format!("{} {}", adapter.meta.name, adapter.meta.version),
+            adapter_sha256: adapter.sha256()?,
+            base_sha256: base.to_string(),
+            networks,
+            config,
+            references: adapter.meta.reference.clone(),
+            phantom_only: false,
+            release: None,
+        })
+    }
+
+    /// Whether both run on the same loaded graphs.
+    pub fn shares_graphs_with(&self, other: &Model) -> bool {
+        self.networks.graphs().are(other.networks.graphs())
+    }
+
+    /// The bundle's row; none for the adapter that the configuration names.
+    pub fn row(&self) -> Option<i64> {
+        self.release.as_ref().map(|r| r.row)
+    }
+
+    /// Adapter name and version.
+    pub fn adapter(&self) -> &str {
+        &self.adapter
+    }
+
+    /// Engine, its version and precision, as they are now.
+    pub fn engine_line(&self) -> String {
+        let e = self.networks.identity();
+        format!("{} {} {}", e.kind, e.version, e.precision)
+    }
+
     /// Which engine serves, and why no other.
     pub fn engine(&self) -> EngineReport {
         self.networks.report()
@@ -132,6 +213,11 @@ impl Model {
         self.networks.fall_back(cause)
     }
 
+    /// sha256 of the base weights, hex.
+    pub fn base_sha256(&self) -> &str {
+        &self.base_sha256
+    }
+
     /// sha256 of the adapter, hex.
     pub fn adapter_sha256(&self) -> &str {
         &self.adapter_sha256
@@ -139,13 +225,12 @@ impl Model {
 
     /// One line for logs and people.
     pub fn describe(&self) -> String {
-        let caution = if self.phantom_only { " (phantom adapter: for trying out only)" } else { "" };
-        format!("engine {}, adapter {}{caution}", self.engine_line(), self.adapter)
-    }
-
-    fn engine_line(&self) -> String {
-        let e = self.networks.identity();
-        format!("{} {} {}", e.kind, e.version, e.precision)
+        let origin = match (&self.release, self.phantom_only) {
+            (Some(r), _) => format!(" from bundle {}", r.words()),
+            (None, true) => " (phantom adapter: for trying out only)".to_string(),
+            (None, false) => String::new(),
+        };
+        format!("engine {}, adapter {}{origin}", self.engine_line(), self.adapter)
     }
 
     /// What results say of who made them.
@@ -155,10 +240,15 @@ impl Model {
             engine: self.engine_line(),
             adapter: self.adapter.clone(),
             adapter_sha256: self.adapter_sha256.clone(),
+            bundle: self.release.as_ref().map(Release::words).unwrap_or_default(),
             base_sha256: self.base_sha256.clone(),
             station: station.to_string(),
         }
     }
+}
+
+fn path(weights: &Path) -> Result<PathBuf, ModelError> {
+    Ok(if weights.as_os_str().is_empty() { weights::cached_path()? } else { weights.to_path_buf() })
 }
 
 /// The adapter of a path, or the one that comes with the program for an empty path.

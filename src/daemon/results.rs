@@ -52,6 +52,8 @@ pub fn result_key(input_hashes: &[String], identity: &Identity, settings: &str) 
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part.as_bytes());
     }
+    // The same adapter in another bundle says so in the result, which then must not have the same UID.
+    hash.update(identity.bundle.as_bytes());
     hex::encode(hash.finalize())
 }
 

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::drift;
 use super::gate::Gate;
+use super::sideload::Adapters;
 use crate::config::Config;
 use crate::pipeline::serving::EngineReport;
 use crate::store::queue::{self, Delivery, Job, JobState};
@@ -26,6 +27,12 @@ pub struct Status {
     pub open: Vec<OpenSeries>,
     /// Which engine serves, and why no other; none before the first start with this version.
     pub engine: Option<EngineReport>,
+    /// The adapter that serves, in words.
+    pub adapter: String,
+    /// The bundle that is on its way, in words.
+    pub candidate: Option<String>,
+    /// The newest bundle, where it was refused or taken back by itself.
+    pub adapter_alert: Option<String>,
     /// Where the site's gate stands; none before the first start with this version.
     pub gate: Option<Gate>,
     /// Alerts on drift, in words.
@@ -91,6 +98,7 @@ impl Status {
             let deliveries = store.with_conn(|c| queue::deliveries(c, job.id))?;
             with.push(JobStatus { job, deliveries });
         }
+        let adapters = Adapters::read(store, &config.sideload)?;
         // A state directory of an earlier version has no such tables until the daemon has started once.
         let adapter = store.with_conn(|c| review::adapter(c))?;
         let gate = adapter.as_deref().map(|a| store.with_conn(|c| Gate::read(c, &config.gate, a))).transpose()?;
@@ -102,6 +110,9 @@ impl Status {
         Ok(Status {
             at_ms,
             engine: engine.and_then(|e| serde_json::from_str(&e).ok()),
+            adapter: adapters.active(),
+            candidate: adapters.candidate(),
+            adapter_alert: adapters.alert,
             gate,
             alerts: drift.iter().filter(|d| d.since_ms.is_some()).map(drift::sentence).collect(),
             drift,
@@ -121,6 +132,13 @@ impl Status {
         let _ = writeln!(out, "open series: {}", self.open.len());
         for s in &self.open {
             let _ = writeln!(out, "  {}  {} objects, quiet for {} s", s.series_uid, s.pending, s.quiet_ms / 1000);
+        }
+        let _ = writeln!(out, "adapter: {}", self.adapter);
+        if let Some(candidate) = &self.candidate {
+            let _ = writeln!(out, "candidate: {candidate}");
+        }
+        if let Some(alert) = &self.adapter_alert {
+            let _ = writeln!(out, "ADAPTER: {alert}");
         }
         let counts: Vec<String> = self.outbox.iter().map(|(s, n)| format!("{n} {s}")).collect();
         let _ = writeln!(out, "outbox: {}", if counts.is_empty() { "empty".into() } else { counts.join(", ") });

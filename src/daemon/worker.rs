@@ -1,12 +1,15 @@
 //! Takes jobs: assembles, segments, grades, writes the result, and ends the job in one transaction with its outbox rows.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::gate::{self, Stage};
+use super::model::Model;
 use super::results::{ResultFiles, needs_review, reasons, result_key, write_refusal, write_results};
+use super::sideload::{self, Probation};
 use super::{Shared, drift};
 use crate::config::BelowBar;
 use crate::dicom::read::{InstanceHeader, ReadError, read_header};
@@ -37,7 +40,15 @@ enum Trouble {
     Write(#[from] WriteError),
     #[error("{0}")]
     Other(String),
+    /// The model made no result, by the fault of engine or adapter.
+    #[error("{sentence}")]
+    Model { code: &'static str, sentence: String },
+    /// The same, of an adapter that was on probation and serves no more.
+    #[error("{0}; its adapter was on probation and was taken back")]
+    TakenBack(String),
 }
+
+const NOT_RECOGNISED: &str = "NOT_RECOGNISED";
 
 /// What a job came to.
 enum Outcome {
@@ -62,32 +73,59 @@ pub(super) fn run(shared: &Shared) {
                 continue;
             }
         };
+        let working = shared.busy.begin();
         if let Err(trouble) = attempt(shared, &job) {
-            put_back(shared, &job, &trouble.to_string());
+            put_back(shared, &job, &trouble);
         }
+        drop(working);
+        shared.candidates.raise();
         for s in &shared.deliveries {
             s.raise();
         }
     }
 }
 
-fn put_back(shared: &Shared, job: &Job, why: &str) {
-    let again = shared.clock.now_ms() + back_off_ms(job.errors);
+fn put_back(shared: &Shared, job: &Job, trouble: &Trouble) {
+    // What another adapter serves now is no reason to wait.
+    let wait = if matches!(trouble, Trouble::TakenBack(_)) { 0 } else { back_off_ms(job.errors) };
+    let again = shared.clock.now_ms() + wait;
+    let why = trouble.to_string();
     log::error!(scanside_job = job.id; "job {}, attempt {}: {why}; it stays in the queue", job.id, job.attempts);
-    if let Err(e) = shared.store.with_conn(|c| queue::retry_job(c, job.id, again, why)) {
+    if let Err(e) = shared.store.with_conn(|c| queue::retry_job(c, job.id, again, &why)) {
         log::error!("job {} cannot be put back: {e}", job.id);
     }
 }
 
+/// One attempt at a job, with the adapter that served when it began.
+struct Attempt<'a> {
+    shared: &'a Shared,
+    job: &'a Job,
+    model: Arc<Model>,
+    /// Where that adapter is on probation.
+    probation: Option<Probation>,
+    started: Instant,
+}
+
 fn attempt(shared: &Shared, job: &Job) -> Result<(), Trouble> {
-    let started = Instant::now();
+    let (model, probation) = sideload::take(shared)?;
+    let this = Attempt { shared, job, model, probation, started: Instant::now() };
+    let done = work(&this);
+    if let Some(p) = &this.probation {
+        // A full disk, or images that came meanwhile, are no fault of the adapter; what has become a case is one already.
+        p.no_fault(shared)?;
+    }
+    done
+}
+
+fn work(this: &Attempt<'_>) -> Result<(), Trouble> {
+    let (shared, job) = (this.shared, this.job);
     let rows = shared.store.with_conn(|c| instances::of_job(c, job.id))?;
     let used: Vec<&Instance> = rows.iter().filter(|r| r.flags & (CONFLICT | MISSING) == 0).collect();
     let (headers, broken) = headers(shared, &used);
-    let identity = shared.model.identity(&shared.config.station.ae_title);
+    let identity = this.model.identity(&shared.config.station.ae_title);
     let hashes: Vec<String> = used.iter().map(|r| r.sha256.clone()).collect();
     let results = &shared.config.results;
-    let adapter = shared.model.adapter_sha256();
+    let adapter = this.model.adapter_sha256();
     let gate = shared.store.with_conn(|c| gate::settle(c, &shared.config.gate, adapter, shared.clock.now_ms()))?;
     let mut settings = format!("{:?} {:?}", results, shared.config.series.allow_gaps);
     if gate.stage == Stage::Pilot {
@@ -114,14 +152,39 @@ fn attempt(shared: &Shared, job: &Job) -> Result<(), Trouble> {
     } else if let Some(e) = broken {
         Outcome::Refused(unreadable(&e))
     } else {
-        // A decoder or the network may panic on input nobody thought of: that is this job's failure, not the daemon's.
-        match catch_unwind(AssertUnwindSafe(|| process(shared, job, &headers))) {
-            Ok(done) => done?,
-            Err(_) => return Err(Trouble::Other("the step panicked".into())),
+        let done = process(shared, &this.model, job, &headers).and_then(|o| second_opinion(this, o, &headers));
+        match (done, &this.probation) {
+            (Ok(outcome), _) => outcome,
+            (Err(Trouble::Model { code, sentence }), Some(p)) => {
+                p.failed(shared, job.id, code)?;
+                return Err(Trouble::TakenBack(sentence));
+            }
+            (Err(trouble), _) => return Err(trouble),
         }
     };
     let conflicts = rows.iter().filter(|r| r.flags & CONFLICT != 0).count();
-    end(shared, job, outcome, headers.first(), &files, conflicts, started)
+    end(this, outcome, headers.first(), &files, conflicts)?;
+    if let Some(p) = &this.probation {
+        p.judge(shared)?;
+    }
+    Ok(())
+}
+
+/// A series that an adapter on probation does not recognise is shown to the one before it: a candidate that turns patients' series
+/// away has failed.
+fn second_opinion(this: &Attempt<'_>, outcome: Outcome, headers: &[InstanceHeader]) -> Result<Outcome, Trouble> {
+    let unknown = matches!(&outcome, Outcome::Refused(r) if r.code == NOT_RECOGNISED);
+    if !unknown || this.probation.is_none() {
+        return Ok(outcome);
+    }
+    let Some(before) = sideload::previous(this.shared)? else { return Ok(outcome) };
+    match process(this.shared, &before, this.job, headers)? {
+        Outcome::Done(_) => Err(Trouble::Model {
+            code: "not-recognised",
+            sentence: "the adapter on probation does not recognise a series that the one before it does".into(),
+        }),
+        Outcome::Refused(_) => Ok(outcome),
+    }
 }
 
 /// What is kept of a result besides its objects.
@@ -137,16 +200,15 @@ struct Kept {
 
 impl Kept {
     fn of(
-        shared: &Shared,
-        job: &Job,
+        this: &Attempt<'_>,
         volume: &SeriesVolume,
         s: &Segmentation,
         files: &ResultFiles<'_>,
     ) -> Result<Kept, Trouble> {
-        let adapter = shared.model.adapter_sha256();
+        let (shared, job, adapter) = (this.shared, this.job, this.model.adapter_sha256());
         let served = drift::served(&volume.volume, s);
         let (drifts, alerts) = shared.store.with_conn(|c| {
-            let references = &shared.model.references;
+            let references = &this.model.references;
             // A repeat of this step must say the same, so the alert counts from the job's own time.
             drift::look(c, &shared.config.drift, references, adapter, job.id, &served, job.created_ms)
         })?;
@@ -188,38 +250,71 @@ fn unreadable(e: &ReadError) -> Refusal {
     )
 }
 
-fn process(shared: &Shared, job: &Job, headers: &[InstanceHeader]) -> Result<Outcome, Trouble> {
+/// Reads a series again from the originals of a job that is done; within, why it cannot be.
+///
+/// # Errors
+/// The database's.
+pub(super) fn volume_again(shared: &Shared, job_id: i64) -> Result<Result<SeriesVolume, String>, StoreError> {
+    let rows = shared.store.with_conn(|c| instances::of_job(c, job_id))?;
+    let used: Vec<&Instance> = rows.iter().filter(|r| r.flags & (CONFLICT | MISSING) == 0).collect();
+    let (headers, broken) = headers(shared, &used);
+    if let Some(e) = broken {
+        return Ok(Err(e.cause.to_string()));
+    }
+    Ok(match caught(|| volume(shared, &headers)) {
+        Ok(Ok(Ok(v))) => Ok(v),
+        Ok(Ok(Err(refusal))) => Err(refusal.sentence),
+        Ok(Err(trouble)) => Err(trouble.to_string()),
+        Err(panicked) => Err(panicked),
+    })
+}
+
+/// Assembles and reads a series.
+fn volume(shared: &Shared, headers: &[InstanceHeader]) -> Result<Result<SeriesVolume, Refusal>, Trouble> {
     let series = &shared.config.series;
     let rules = Rules::new(&series.include_words, &series.exclude_words);
     let options = AssembleOptions { allow_gaps: series.allow_gaps, ..AssembleOptions::default() };
     let plan = match assemble_for(headers, &rules, &options) {
         Ok(plan) => plan,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    match load(&plan) {
+        Ok(v) => Ok(Ok(v)),
+        Err(SeriesError::Refused(r)) => Ok(Err(r)),
+        Err(SeriesError::Read(e)) => Ok(Err(unreadable(&e))),
+        Err(e) => Err(Trouble::Other(e.to_string())),
+    }
+}
+
+/// A decoder or the network may panic on input nobody thought of: that is this job's failure, not the daemon's.
+fn caught<T>(what: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(what)).map_err(|_| "the step panicked".to_string())
+}
+
+fn process(shared: &Shared, model: &Model, job: &Job, headers: &[InstanceHeader]) -> Result<Outcome, Trouble> {
+    let volume = match caught(|| volume(shared, headers)).map_err(Trouble::Other)?? {
+        Ok(v) => v,
         Err(refusal) => return Ok(Outcome::Refused(refusal)),
     };
-    let volume = match load(&plan) {
-        Ok(v) => v,
-        Err(SeriesError::Refused(r)) => return Ok(Outcome::Refused(r)),
-        Err(SeriesError::Read(e)) => return Ok(Outcome::Refused(unreadable(&e))),
-        Err(e) => return Err(Trouble::Other(e.to_string())),
-    };
-    let options = SegmentOptions { threads: shared.model.threads, ..SegmentOptions::default() };
+    let options = SegmentOptions { threads: model.threads, ..SegmentOptions::default() };
     let hint = volume.header.laterality;
     let progress = |p: crate::pipeline::Progress| {
         shared.pulse.beat(TASK);
         log::debug!("job {}: {} {}/{}", job.id, p.step, p.done, p.total);
     };
-    match shared.model.segmenter.segment(&volume.volume, hint, &options, &progress) {
+    let done = caught(|| model.segmenter.segment(&volume.volume, hint, &options, &progress));
+    match done.map_err(|sentence| Trouble::Model { code: "panic", sentence })? {
         Ok(s) => Ok(Outcome::Done(Box::new((volume, s)))),
-        Err(PipelineError::Engine(e)) => {
-            if shared.model.fall_back(&e) {
-                super::say_engine(&shared.store, &shared.config, &shared.model)?;
-            }
+        // The engine's fault and not the adapter's, where another engine takes over.
+        Err(PipelineError::Engine(e)) if model.fall_back(&e) => {
+            super::say_engine(&shared.store, &shared.config, model)?;
             Err(Trouble::Other(e.to_string()))
         }
-        Err(PipelineError::Model(e)) => Err(Trouble::Other(e)),
+        Err(PipelineError::Engine(e)) => Err(Trouble::Model { code: "engine", sentence: e.to_string() }),
+        Err(PipelineError::Model(sentence)) => Err(Trouble::Model { code: "engine", sentence }),
         // What the picture shows is not what the task is for.
         Err(e) => Ok(Outcome::Refused(Refusal::new(
-            "NOT_RECOGNISED",
+            NOT_RECOGNISED,
             e.to_string(),
             "Check that the series shows the thigh's whole cross-section; if it does, adapt the model to this site",
         ))),
@@ -227,18 +322,17 @@ fn process(shared: &Shared, job: &Job, headers: &[InstanceHeader]) -> Result<Out
 }
 
 fn end(
-    shared: &Shared,
-    job: &Job,
+    this: &Attempt<'_>,
     outcome: Outcome,
     header: Option<&InstanceHeader>,
     files: &ResultFiles<'_>,
     conflicts: usize,
-    started: Instant,
 ) -> Result<(), Trouble> {
+    let (shared, job, started) = (this.shared, this.job, this.started);
     let root = shared.store.dir();
     let stage = if files.pilot { Stage::Pilot } else { Stage::Production };
     let mut routes = gate::routes(&shared.config.archive, stage, &shared.config.gate);
-    let adapter = shared.model.adapter_sha256();
+    let adapter = this.model.adapter_sha256();
     let mut kept = Kept::default();
     let (state, code, sentence, mut summary, outputs): (_, &str, String, _, Vec<Output>) = match &outcome {
         Outcome::Done(done) => {
@@ -255,7 +349,7 @@ fn end(
                     job.generation
                 ));
             }
-            kept = Kept::of(shared, job, &volume, s, files)?;
+            kept = Kept::of(this, &volume, s, files)?;
             volume.remarks.extend(kept.alerts.iter().cloned());
             let outputs = write_results(&volume, s, files, root)?;
             let structures: Vec<_> = s
@@ -292,6 +386,10 @@ fn end(
     summary["engine"] = json!(files.identity.engine);
     summary["adapter"] = json!(files.identity.adapter);
     summary["adapter_sha256"] = json!(files.identity.adapter_sha256);
+    if let Some(r) = &this.model.release {
+        let stage = if this.probation.is_some() { "probation" } else { "committed" };
+        summary["bundle"] = json!({"release": r.title, "identity": r.identity, "signer": r.signer, "stage": stage});
+    }
     summary["seconds"] = json!(started.elapsed().as_secs_f64());
     let ending = Ending { state, code, sentence: &sentence, summary: &summary.to_string() };
     let now = shared.clock.now_ms();
@@ -301,7 +399,11 @@ fn end(
                 review::wait(tx, job.id, w, now)?;
             }
             review::serve(tx, job.id, adapter, &kept.served)?;
-            review::set_drifts(tx, adapter, &kept.drifts)
+            review::set_drifts(tx, adapter, &kept.drifts)?;
+            match &this.probation {
+                Some(p) => p.ended(tx, job.id, (state == JobState::Done).then_some(&summary), now),
+                None => Ok(()),
+            }
         })
     })?;
     for alert in &kept.alerts {

@@ -153,7 +153,7 @@ pub struct LoadedGraphs {
 
 impl LoadedGraphs {
     /// Binds an adapter. The binding keeps its tensors for as long as it lives; a series that began with it ends with it, whatever is
-    /// bound meanwhile. TensorRT has room for two bindings.
+    /// bound meanwhile. TensorRT has room for a dozen bindings.
     ///
     /// # Errors
     /// [`NetworksError::Other`] for an adapter of other shapes, which needs graphs of its own; [`NetworksError::Engine`].
@@ -177,6 +177,11 @@ impl LoadedGraphs {
             size: self.size,
             structures: self.structures,
         })
+    }
+
+    /// Whether these are the very same loaded graphs.
+    pub fn are(&self, other: &LoadedGraphs) -> bool {
+        Arc::ptr_eq(&self.encoder.engine, &other.encoder.engine)
     }
 
     /// What computes.

@@ -90,6 +90,8 @@ pub struct SegmentOptions {
     pub seed: u64,
     /// Keep what SegEx looked at, so that other masks can be graded by it.
     pub keep_evidence: bool,
+    /// Take every structure as present on every slice, whatever the classifier says: for comparing engines, never for patients.
+    pub every_structure: bool,
 }
 
 impl Default for SegmentOptions {
@@ -105,6 +107,7 @@ impl Default for SegmentOptions {
             least_seen: 0.2,
             seed: 0,
             keep_evidence: false,
+            every_structure: false,
         }
     }
 }
@@ -211,7 +214,11 @@ impl Segmenter {
         let gate = self.model.prompting.gate;
         let present: Vec<Vec<bool>> = items
             .iter()
-            .map(|&(l, z)| (0..count).map(|k| !gate || presence[l][k][z] >= self.threshold(k, options)).collect())
+            .map(|&(l, z)| {
+                (0..count)
+                    .map(|k| options.every_structure || !gate || presence[l][k][z] >= self.threshold(k, options))
+                    .collect()
+            })
             .collect();
         let work: Vec<usize> = (0..items.len()).collect();
         let mut decoded = parallel(
@@ -342,7 +349,8 @@ impl Segmenter {
             .iter()
             .map(|leg| (0..nz).filter(|&z| leg.iter().any(|k| k[z] >= options.presence)).count())
             .collect();
-        let used: Vec<bool> = seen.iter().map(|&n| n > 0 && n as f64 >= options.least_seen * nz as f64).collect();
+        let enough = |n: usize| options.every_structure || (n > 0 && n as f64 >= options.least_seen * nz as f64);
+        let used: Vec<bool> = seen.iter().map(|&n| enough(n)).collect();
         if !used.contains(&true) {
             return Err(PipelineError::NotThisTask {
                 task: self.model.task.name.clone(),

@@ -425,6 +425,25 @@ impl ServingNetworks {
         })
     }
 
+    /// Another adapter on the CPU engine's graphs that serve here, for the cost of its tensors; none where another engine serves, or the
+    /// adapter needs graphs of its own: [`beside`] and [`serving`] then make it ready.
+    pub fn on_cpu_beside(&self, adapter: &Adapter) -> Option<Result<Arc<Self>, ServeError>> {
+        let report = self.report();
+        if report.engine.kind != "cpu" || self.graphs.identity() != report.engine {
+            return None;
+        }
+        match self.graphs.bind(adapter) {
+            Ok(networks) => Some(Ok(Arc::new(ServingNetworks {
+                current: RwLock::new(Arc::new(networks)),
+                report: RwLock::new(report),
+                graphs: self.graphs.clone(),
+                fallback: None,
+            }))),
+            Err(NetworksError::Other { .. }) => None,
+            Err(e) => Some(Err(e.into())),
+        }
+    }
+
     /// The graphs, to bind another adapter of the same shapes.
     pub fn graphs(&self) -> &LoadedGraphs {
         &self.graphs

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 
-use super::{queue, review};
+use super::{bundles, queue, review};
 use crate::clock::Clock;
 
 /// Why the state directory cannot be used.
@@ -95,6 +95,7 @@ CREATE INDEX instances_by_series ON instances (series_uid);
 ",
     queue::MIGRATION,
     review::MIGRATION,
+    bundles::MIGRATION,
 ];
 
 struct Inner {
@@ -118,7 +119,7 @@ impl Store {
     /// [`StoreError::Locked`] while another process has it; [`StoreError::Identity`] where directory and database were
     /// not made together; [`StoreError::Newer`]; file and database errors.
     pub fn open(dir: &Path, clock: Clock) -> Result<Store, StoreError> {
-        for sub in ["", "spool", "spool/incoming", "spool/objects", "spool/quarantine"] {
+        for sub in ["", "spool", "spool/incoming", "spool/objects", "spool/quarantine", bundles::FOLDER] {
             let path = dir.join(sub);
             std::fs::create_dir_all(&path).map_err(io(&path))?;
         }
@@ -171,6 +172,12 @@ impl Store {
             std::cmp::Ordering::Equal => {}
         }
         Ok(Store { inner: Arc::new(Inner { dir, clock, conn: Mutex::new(conn), _lock: None }) })
+    }
+
+    /// Whether some process holds the state directory: the service, mostly.
+    pub fn in_use(dir: &Path) -> bool {
+        let lock = OpenOptions::new().write(true).open(dir.join("lock"));
+        lock.is_ok_and(|l| matches!(l.try_lock(), Err(TryLockError::WouldBlock)))
     }
 
     /// The state directory.

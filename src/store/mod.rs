@@ -6,8 +6,10 @@
 //! - `scanside.db`: the database,
 //! - `spool/incoming`: objects being received, removed at start,
 //! - `spool/objects`: objects received, named by their content's SHA-256,
-//! - `spool/quarantine`: files nobody can account for.
+//! - `spool/quarantine`: files nobody can account for,
+//! - `bundles`: adapter bundles that came, named by their content's SHA-256.
 
+pub mod bundles;
 mod commit;
 mod db;
 pub mod instances;

@@ -166,6 +166,29 @@ pub fn decided(conn: &Connection, adapter: &str, limit: usize) -> rusqlite::Resu
     .collect()
 }
 
+/// Every review of an adapter's results in order of time, at most the newest `limit`.
+///
+/// # Errors
+/// The database's.
+pub fn of_adapter(conn: &Connection, adapter: &str, limit: usize) -> rusqlite::Result<Vec<Review>> {
+    let mut all: Vec<Review> = conn
+        .prepare(&format!("{SELECT} AND r.adapter = ?1 ORDER BY r.job_id DESC LIMIT ?2"))?
+        .query_map(params![adapter, limit as i64], review)?
+        .collect::<rusqlite::Result<_>>()?;
+    all.reverse();
+    Ok(all)
+}
+
+/// Dice of a result against a person's correction, by structure; empty where there is none.
+///
+/// # Errors
+/// The database's.
+pub fn truths(conn: &Connection, job_id: i64) -> rusqlite::Result<Vec<TruthDice>> {
+    conn.prepare("SELECT structure, side, dice FROM review_truth WHERE job_id = ?1 ORDER BY structure, side")?
+        .query_map([job_id], |r| Ok(TruthDice { structure: r.get(0)?, side: r.get(1)?, dice: r.get(2)? }))?
+        .collect()
+}
+
 /// Results that wait for a person.
 ///
 /// # Errors
@@ -214,6 +237,7 @@ pub fn decide(conn: &mut Connection, job_id: i64, d: &Decision<'_>, now_ms: i64)
 
 /// Dice of one structure of a result against a person's correction.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TruthDice {
     /// Structure key.
     pub structure: String,

@@ -177,6 +177,7 @@ impl Subject {
             engine: "none".into(),
             adapter: "none".into(),
             adapter_sha256: String::new(),
+            bundle: String::new(),
             base_sha256: String::new(),
             station: "SCANSIDE".into(),
         };

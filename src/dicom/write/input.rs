@@ -83,6 +83,8 @@ pub struct Identity {
     pub adapter: String,
     /// sha256 of the adapter, hex.
     pub adapter_sha256: String,
+    /// The signed bundle that the adapter came in: name, version, identity, whose signatures; empty where it came in none.
+    pub bundle: String,
     /// sha256 of the base weights, hex.
     pub base_sha256: String,
     /// AE title of this box.
@@ -93,8 +95,9 @@ impl Identity {
     /// One line for algorithm parameters and reports.
     pub fn line(&self) -> String {
         let short = |s: &str| s.get(..12).unwrap_or(s).to_string();
+        let bundle = if self.bundle.is_empty() { String::new() } else { format!("; bundle {}", self.bundle) };
         format!(
-            "engine {}; adapter {} ({}); base {}",
+            "engine {}; adapter {} ({}); base {}{bundle}",
             self.engine,
             self.adapter,
             short(&self.adapter_sha256),

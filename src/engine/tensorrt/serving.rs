@@ -1,8 +1,8 @@
-//! A plan behind [`Engine`]: page-locked buffers, device memory, CUDA graphs, and two sets of an adapter's tensors on the device.
+//! A plan behind [`Engine`]: page-locked buffers, device memory, CUDA graphs, and several sets of adapters' tensors on the device.
 //!
 //! A run takes a lane: a stream with an execution context and buffers of its own, so that one image is copied while another is computed.
-//! An adapter's tensors lie in one of two sets. A binding holds its set while it lives and every run names it, so an update is written
-//! into the other set and a series never sees half of one.
+//! An adapter's tensors lie in a set of their own. A binding holds its set while it lives and every run names it, so an update is written
+//! into a free set and a series never sees half of one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,8 +14,9 @@ use crate::engine::{Bound, Engine, EngineError, EngineIdentity, Tensor};
 
 /// Name of this engine in results and messages.
 pub const NAME: &str = "tensorrt";
-/// Adapters whose tensors lie on the device at once: the one that serves and the one that is to.
-const SETS: usize = 2;
+/// Adapters whose tensors lie on the device at once: the one that serves, the configuration's, a candidate, and those that are kept ready
+/// for going back. A set takes a few megabytes.
+const SETS: usize = 12;
 /// Most lanes.
 const MOST_LANES: usize = 8;
 
@@ -99,7 +100,8 @@ pub(super) struct Lane {
     pub(super) stream: Arc<Stream>,
     /// Passed when the last run is over.
     done: Event,
-    graphs: [Option<Graph>; SETS],
+    /// By set.
+    graphs: Vec<Option<Graph>>,
     /// The set that the context's addresses name.
     bound: Option<usize>,
     context: Context,
@@ -111,7 +113,7 @@ pub(super) struct Lane {
 
 /// Where an adapter's tensors lie.
 struct Sets {
-    memory: [Memory; SETS],
+    memory: Vec<Memory>,
     taken: Mutex<[bool; SETS]>,
     /// Copies to a set; one at a time.
     loader: Mutex<(Stream, Pinned)>,
@@ -163,7 +165,7 @@ impl TensorRtEngine {
             lanes.push(Lane {
                 stream: Arc::new(Stream::new(gpu)?),
                 done: Event::new(gpu, false)?,
-                graphs: [None, None],
+                graphs: std::iter::repeat_with(|| None).take(SETS).collect(),
                 bound: None,
                 context: engine.context()?,
                 host_in: Pinned::new(gpu, bytes_in)?,
@@ -189,7 +191,7 @@ impl TensorRtEngine {
             idle: Mutex::new(lanes),
             returned: Condvar::new(),
             sets: Sets {
-                memory: [set()?, set()?],
+                memory: std::iter::repeat_with(set).take(SETS).collect::<Result<_, _>>()?,
                 taken: Mutex::new([false; SETS]),
                 loader: Mutex::new((Stream::new(gpu)?, Pinned::new(gpu, bytes_fixed)?)),
                 bytes: bytes_fixed,
@@ -335,9 +337,10 @@ impl TensorRtEngine {
     /// Takes a free set.
     fn take_set(&self) -> Result<SetOf<'_>, EngineError> {
         let mut taken = locked(&self.sets.taken);
-        let free = taken.iter().position(|t| !t).ok_or_else(|| {
-            self.refused("both places for adapters are in use: the one that serves and the one that was loaded")
-        })?;
+        let free = taken
+            .iter()
+            .position(|t| !t)
+            .ok_or_else(|| self.refused(format!("all {SETS} places for adapters are in use")))?;
         taken[free] = true;
         Ok(SetOf { engine: self, set: free })
     }

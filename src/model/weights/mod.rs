@@ -10,6 +10,7 @@ pub use fetch::{cache_dir, cached_path, fetch, fetch_to, load_or_fetch};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -99,10 +100,10 @@ impl WeightsError {
     }
 }
 
-/// The frozen tensors of a base model, folded, checked against the network's shapes.
+/// The frozen tensors of a base model, folded, checked against the network's shapes. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct BaseWeights {
-    tensors: BTreeMap<String, Tensor>,
+    tensors: Arc<BTreeMap<String, Tensor>>,
     sha256: String,
 }
 
@@ -116,7 +117,7 @@ impl BaseWeights {
         let expected = network::expected_base_shapes();
         tensors.retain(|name, _| expected.contains_key(name));
         let sha256 = content_sha256(&tensors);
-        Ok(BaseWeights { tensors, sha256 })
+        Ok(BaseWeights { tensors: Arc::new(tensors), sha256 })
     }
     /// The tensor of that name.
     pub fn get(&self, name: &str) -> Option<&Tensor> {
@@ -150,7 +151,7 @@ impl BaseWeights {
             })
             .collect();
         let sha256 = content_sha256(&tensors);
-        BaseWeights { tensors, sha256 }
+        BaseWeights { tensors: Arc::new(tensors), sha256 }
     }
 }
 

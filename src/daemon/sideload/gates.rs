@@ -1,0 +1,192 @@
+//! What a candidate must reach in shadow and on probation. Nothing here reads or writes: cases in, a judgement out.
+
+use crate::config::Sideload;
+use crate::daemon::gate::verdict;
+use crate::store::bundles::{Case, Stage, Why};
+
+/// What the cases so far say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Too few yet.
+    GoOn,
+    /// The stage is passed.
+    Passed(Why),
+    /// The candidate must not go on.
+    Failed(Why),
+}
+
+/// No slowdown is seen in fewer cases: one slow series has many reasons.
+const LEAST_TIMED: usize = 3;
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.retain(|v| v.is_finite());
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    (n > 0).then(|| (values[(n - 1) / 2] + values[n / 2]) / 2.0)
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+fn of(cases: &[Case], stage: Stage) -> Vec<&Case> {
+    cases.iter().filter(|c| c.stage == stage && c.counts).collect()
+}
+
+/// Median seconds of the active adapter on the cases that it shared with the candidate.
+pub fn usual_seconds(cases: &[Case]) -> Option<f64> {
+    median(of(cases, Stage::Shadow).iter().filter_map(|c| c.active.seconds).collect())
+}
+
+/// Judges the shadow stage.
+pub fn shadow(s: &Sideload, cases: &[Case]) -> Judgement {
+    let cases = of(cases, Stage::Shadow);
+    let fail = |sentence: String| Judgement::Failed(Why::fault("shadow-failed", sentence, KEEP));
+    if let Some(c) = cases.iter().find(|c| !c.problem.is_empty()) {
+        return fail(format!(
+            "in shadow the candidate made no result of a series that the active adapter segmented ({})",
+            c.problem
+        ));
+    }
+    if cases.len() < s.shadow_series as usize {
+        return Judgement::GoOn;
+    }
+    let dice = median(cases.iter().filter_map(|c| c.mean_dice()).collect());
+    if let Some(d) = dice.filter(|d| *d < s.shadow_least_dice) {
+        return fail(format!(
+            "in shadow its masks agree with the active adapter's by a Dice of {d:.3}; {:.3} is asked for",
+            s.shadow_least_dice
+        ));
+    }
+    let pairs: Vec<(f64, f64)> = cases.iter().filter_map(|c| Some((c.candidate.score?, c.active.score?))).collect();
+    let (own, active): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
+    let scores = mean(&own).zip(mean(&active));
+    if let Some((own, active)) = scores.filter(|(own, active)| active - own > s.shadow_lost_score) {
+        return fail(format!(
+            "in shadow its mean SegEx score is {own:.0}, the active adapter's {active:.0}; {:.0} less are allowed",
+            s.shadow_lost_score
+        ));
+    }
+    let ratio = median(
+        cases.iter().filter_map(|c| Some(c.candidate.seconds? / c.active.seconds.filter(|s| *s > 0.0)?)).collect(),
+    );
+    if let Some(r) = ratio.filter(|r| too_slow(s, *r, cases.len())) {
+        return fail(format!(
+            "in shadow it takes {r:.2} times the active adapter's time; {:.2} are allowed",
+            s.most_slowdown
+        ));
+    }
+    Judgement::Passed(Why::said(format!(
+        "shadow passed over {} series{}{}{}",
+        cases.len(),
+        dice.map_or(String::new(), |d| format!(", Dice to the active adapter {d:.3}")),
+        scores.map_or(String::new(), |(o, a)| format!(", SegEx score {o:.0} against {a:.0}")),
+        ratio.map_or(String::new(), |r| format!(", {r:.2} times its time")),
+    )))
+}
+
+const KEEP: &str = "the adapter before it serves on; `scanside adapters export` carries the cases to the training host";
+
+fn too_slow(s: &Sideload, ratio: f64, cases: usize) -> bool {
+    s.most_slowdown > 0.0 && cases >= LEAST_TIMED && ratio > s.most_slowdown
+}
+
+/// Judges the probation; `usual` is the active adapter's median time, seconds, where it is known.
+pub fn probation(s: &Sideload, cases: &[Case], usual: Option<f64>) -> Judgement {
+    let cases = of(cases, Stage::Probation);
+    let fail = |sentence: String| Judgement::Failed(Why::fault("probation-failed", sentence, KEEP));
+    if let Some(c) = cases.iter().find(|c| !c.problem.is_empty()) {
+        return fail(format!("on probation it made no result of a series ({})", c.problem));
+    }
+    let wanted = s.probation_series as usize;
+    let bad = cases.iter().filter(|c| verdict(&c.candidate.verdict) > s.probation_least_verdict).count();
+    let allowed = ((1.0 - s.probation_share) * wanted as f64 + 1e-9).floor() as usize;
+    let least = s.probation_least_verdict;
+    if bad > allowed {
+        return fail(format!(
+            "on probation SegEx put {bad} of {} series below {least:?}; {allowed} of {wanted} are allowed",
+            cases.len()
+        ));
+    }
+    if cases.len() < wanted {
+        return Judgement::GoOn;
+    }
+    let seconds = median(cases.iter().filter_map(|c| c.candidate.seconds).collect());
+    let ratio = seconds.zip(usual.filter(|u| *u > 0.0)).map(|(s, u)| s / u);
+    if let Some(r) = ratio.filter(|r| too_slow(s, *r, cases.len())) {
+        return fail(format!("on probation it takes {r:.2} times the usual time; {:.2} are allowed", s.most_slowdown));
+    }
+    Judgement::Passed(Why::said(format!(
+        "probation passed: {} of {} series at {least:?} or better{}",
+        cases.len() - bad,
+        cases.len(),
+        ratio.map_or(String::new(), |r| format!(", {r:.2} times the usual time"))
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::bundles::{Side, StructureDice};
+
+    fn case(stage: Stage, verdict: &str, score: f64, seconds: f64, dice: f64) -> Case {
+        Case {
+            stage,
+            job_id: 1,
+            at_ms: 1,
+            counts: true,
+            problem: String::new(),
+            candidate: Side { score: Some(score), verdict: verdict.into(), seconds: Some(seconds) },
+            active: Side { score: Some(80.0), verdict: "B".into(), seconds: Some(10.0) },
+            dice: vec![StructureDice { structure: "VL".into(), side: String::new(), dice }],
+        }
+    }
+
+    fn settings() -> Sideload {
+        Sideload { shadow_series: 3, probation_series: 5, probation_share: 0.8, ..Sideload::default() }
+    }
+
+    fn code(j: Judgement) -> String {
+        match j {
+            Judgement::GoOn => "go on".into(),
+            Judgement::Passed(w) => format!("passed: {}", w.sentence),
+            Judgement::Failed(w) => w.sentence,
+        }
+    }
+
+    #[test]
+    fn shadow_asks_for_agreement_score_time_and_a_result() {
+        let of = |verdict, score, seconds, dice| vec![case(Stage::Shadow, verdict, score, seconds, dice); 3];
+        let judge = |cases: &[Case]| code(shadow(&settings(), cases));
+        assert_eq!(judge(&of("B", 80.0, 10.0, 0.9)[..2]), "go on");
+        assert!(judge(&of("B", 80.0, 10.0, 0.9)).starts_with("passed: shadow passed over 3 series, Dice"));
+        assert!(judge(&of("B", 80.0, 10.0, 0.7)).contains("Dice of 0.700"));
+        assert!(judge(&of("B", 60.0, 10.0, 0.9)).contains("mean SegEx score is 60"));
+        assert!(judge(&of("B", 80.0, 20.0, 0.9)).contains("2.00 times"));
+        let mut cases = of("B", 80.0, 10.0, 0.9);
+        cases[0].problem = "engine".into();
+        assert!(judge(&cases[..1]).contains("made no result"), "one is enough");
+        cases[0].counts = false;
+        assert_eq!(judge(&cases), "go on", "what does not count is no case");
+        // Cases of the other stage are none of this one.
+        assert_eq!(judge(&vec![case(Stage::Probation, "B", 80.0, 10.0, 0.9); 9]), "go on");
+    }
+
+    #[test]
+    fn probation_fails_as_soon_as_it_cannot_pass() {
+        let good = case(Stage::Probation, "C", 70.0, 10.0, 1.0);
+        let bad = case(Stage::Probation, "D", 20.0, 10.0, 1.0);
+        let judge = |cases: &[Case]| code(probation(&settings(), cases, Some(10.0)));
+        assert_eq!(judge(&[good.clone(), bad.clone()]), "go on");
+        assert!(judge(&[bad.clone(), bad.clone()]).contains("2 of 2 series below C; 1 of 5 are allowed"));
+        let mut five = vec![good.clone(); 4];
+        five.push(bad);
+        assert!(judge(&five).starts_with("passed: probation passed: 4 of 5"));
+        let slow = vec![case(Stage::Probation, "B", 80.0, 16.0, 1.0); 5];
+        assert!(judge(&slow).contains("1.60 times"));
+        assert!(code(probation(&settings(), &slow, None)).starts_with("passed"), "nothing to compare with");
+        let mut failed = good;
+        failed.problem = "engine".into();
+        assert!(judge(&[failed]).contains("made no result"));
+    }
+}

@@ -1,0 +1,139 @@
+//! A candidate on a series that the active adapter has segmented: what it makes of it, and how far the two agree. Nothing is kept
+//! but figures.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::candidate::seconds_of;
+use crate::daemon::{Model, Shared, worker};
+use crate::dicom::write::SegmentSpec;
+use crate::labels::LabelImage;
+use crate::pipeline::{PipelineError, SegmentOptions, Segmentation};
+use crate::series::SeriesVolume;
+use crate::store::bundles::{self, Case, Stage, StructureDice};
+use crate::store::{StoreError, queue};
+use crate::terms::Side;
+
+/// Codes of cases that say nothing of the candidate.
+const NOT_COMPARABLE: &str = "not-comparable";
+
+/// Runs a candidate on the series of a job that is done.
+///
+/// # Errors
+/// The database's; whatever else goes wrong is in the case.
+pub(super) fn run(shared: &Shared, model: &Model, job_id: i64) -> Result<Case, StoreError> {
+    let here = shared.here();
+    let summary = here.store.with_conn(|c| queue::get_job(c, job_id))?.map(|j| j.summary).unwrap_or_default();
+    let summary: Value = serde_json::from_str(&summary).unwrap_or_default();
+    let mut case = Case {
+        stage: Stage::Shadow,
+        job_id,
+        at_ms: here.clock.now_ms(),
+        counts: true,
+        problem: String::new(),
+        candidate: bundles::Side::default(),
+        active: bundles::Side {
+            score: summary["score"].as_f64(),
+            verdict: summary["verdict"].as_str().unwrap_or_default().to_string(),
+            seconds: seconds_of(&summary),
+        },
+        dice: Vec::new(),
+    };
+    let volume = match worker::volume_again(shared, job_id)? {
+        Ok(volume) => volume,
+        Err(why) => {
+            log::warn!("job {job_id} cannot be compared in shadow: {why}");
+            case.counts = false;
+            case.problem = NOT_COMPARABLE.into();
+            return Ok(case);
+        }
+    };
+    let (outcome, seconds) = segment(shared, model, &volume);
+    case.candidate.seconds = Some(seconds);
+    match outcome {
+        Err(code) => case.problem = code.into(),
+        Ok(found) => {
+            case.candidate.score = Some(found.report.score);
+            case.candidate.verdict = format!("{:?}", found.report.verdict);
+            let active = here.store.dir().join(format!("results/{job_id}/seg.dcm"));
+            match compare(&found, &volume, &active) {
+                Ok(dice) => case.dice = dice,
+                Err(why) => {
+                    log::warn!("job {job_id} cannot be compared in shadow: {why}");
+                    case.counts = false;
+                    case.problem = NOT_COMPARABLE.into();
+                }
+            }
+        }
+    }
+    Ok(case)
+}
+
+/// Segments while no series waits; the seconds are those of computing alone.
+fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> (Result<Segmentation, &'static str>, f64) {
+    let started = Instant::now();
+    let away = shared.busy.total();
+    let options = SegmentOptions { threads: model.threads, ..SegmentOptions::default() };
+    let progress = |_: crate::pipeline::Progress| {
+        shared.pulse.beat("candidate");
+        shared.busy.give_way(shared, &|| shared.pulse.beat("candidate"));
+    };
+    let hint = volume.header.laterality;
+    let done = catch_unwind(AssertUnwindSafe(|| model.segmenter.segment(&volume.volume, hint, &options, &progress)));
+    let waited = shared.busy.total().saturating_sub(away);
+    let seconds = started.elapsed().saturating_sub(waited).max(Duration::from_millis(1)).as_secs_f64();
+    let outcome = match done {
+        Ok(Ok(s)) => Ok(s),
+        Ok(Err(e @ (PipelineError::Engine(_) | PipelineError::Model(_)))) => {
+            log::error!("the candidate failed in shadow: {e}");
+            Err("engine")
+        }
+        Ok(Err(e)) => {
+            log::warn!("the candidate refused a series in shadow: {e}");
+            Err("not-recognised")
+        }
+        Err(_) => Err("panic"),
+    };
+    (outcome, seconds)
+}
+
+/// Dice of every structure that either of the two found. Segments are told by the names that results give them.
+fn compare(found: &Segmentation, volume: &SeriesVolume, active: &Path) -> Result<Vec<StructureDice>, String> {
+    let grid = &volume.volume.geometry;
+    // No structure found: no segmentation was written.
+    let image = active.is_file().then(|| LabelImage::load(active)).transpose().map_err(|e| e.to_string())?;
+    let masks =
+        image.as_ref().map(|i| i.masks(grid, None, active)).transpose().map_err(|e| e.to_string())?.unwrap_or_default();
+    let segments = image.map(|i| i.segments).unwrap_or_default();
+    let mut rest: Vec<bool> = vec![true; segments.len()];
+    let mut out = Vec::new();
+    for s in &found.segments {
+        let label = SegmentSpec { number: s.label, structure: s.structure.clone(), side: s.side }.label();
+        let of = segments.iter().position(|n| n.name == label);
+        if let Some(i) = of {
+            rest[i] = false;
+        }
+        let (mut both, mut sum) = (0usize, 0usize);
+        for (v, l) in found.labels.data.iter().enumerate() {
+            let (a, b) = (*l == s.label, of.is_some_and(|i| masks[i][v]));
+            both += usize::from(a && b);
+            sum += usize::from(a) + usize::from(b);
+        }
+        let side = s.side.map_or("", Side::word).to_string();
+        out.push(StructureDice {
+            structure: s.structure.key.clone(),
+            side,
+            dice: 2.0 * both as f64 / sum.max(1) as f64,
+        });
+    }
+    for (n, _) in segments.iter().zip(&rest).filter(|(_, rest)| **rest) {
+        let named = n.structure();
+        let structure = named.map_or(n.name.clone(), |n| n.key.to_string());
+        let side = named.and_then(|n| n.side).map_or("", Side::word).to_string();
+        out.push(StructureDice { structure, side, dice: 0.0 });
+    }
+    Ok(out)
+}

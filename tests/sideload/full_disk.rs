@@ -1,0 +1,61 @@
+//! A full disk: the bundle is refused, nothing stays behind, and once there is room the same command works.
+
+use std::process::Command;
+
+use crate::kit::{NONE, Site, releases};
+
+/// A small file system of its own, unmounted at the end.
+struct Tmpfs(std::path::PathBuf);
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(&state).output();
+    if !mounted.as_ref().is_ok_and(|o| o.status.success()) {
+        println!("SKIPPED: no tmpfs can be mounted here (root is needed)");
+        return;
+    }
+    let tmpfs = Tmpfs(state.clone());
+    let mut site =
+        Site::start_in(dir, state.clone(), &NONE.replace("[sideload]", "[drift]\nenabled = false\n[sideload]"));
+    let bundle = releases().bundle(2);
+    let path = site.file("thigh-2.bundle", &bundle);
+    // Asked beforehand, and then, where nothing is kept free, in the middle of copying.
+    for (left, free) in [(bundle.len() + (1 << 19), 1), (bundle.len() / 2, 0)] {
+        let s = rustix::fs::statvfs(&state).unwrap();
+        let fill = (s.f_bavail * s.f_frsize) as usize - left;
+        std::fs::write(state.join("filler"), vec![1; fill]).unwrap();
+        let set = format!("storage.min_free_mb={free}");
+        let out = site.scanside(&["sideload", "--set", &set, path.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(63), "{said}");
+        assert!(said.contains("nothing was changed; free space"), "{said}");
+        assert_eq!(site.kept(), [""; 0]);
+        assert_eq!(site.newest(), "none");
+        std::fs::remove_file(state.join("filler")).unwrap();
+    }
+    // Full to the last byte while a candidate is verified: it waits, and goes on once there is room.
+    site.kill();
+    site.said(&["sideload", path.to_str().unwrap()]);
+    assert_eq!(site.newest(), "parity-checked");
+    let filler = state.join("filler");
+    let s = rustix::fs::statvfs(&state).unwrap();
+    std::fs::write(&filler, vec![1; (s.f_bavail * s.f_frsize) as usize - (1 << 20)]).unwrap();
+    site.run();
+    let rest = rustix::fs::statvfs(&state).unwrap();
+    let _ = std::fs::write(state.join("filler2"), vec![1; (rest.f_bavail * rest.f_frsize) as usize]);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    std::fs::remove_file(&filler).unwrap();
+    let _ = std::fs::remove_file(state.join("filler2"));
+    site.until("committed", || (site.newest() == "committed").then_some(()));
+    drop(site);
+    drop(tmpfs);
+}
