@@ -130,6 +130,7 @@ fn case_with(change: impl FnOnce(&mut SourceSeries, &mut LabelMap)) -> Case {
         engine: "cpu rten 0.27.0 fp32".into(),
         adapter: "test 1".into(),
         adapter_sha256: "ab".repeat(32),
+        bundle: String::new(),
         base_sha256: "cd".repeat(32),
         station: "BOX1".into(),
     };
