@@ -279,7 +279,7 @@ fn requirements_that_this_box_does_not_meet() {
     };
     there.refuses(&with(&|r| r.scanside = "99.0.0".into()), Reason::Requirement, "scanside 99.0.0");
     there.refuses(&with(&|r| r.memory_mb = u32::MAX), Reason::Requirement, "MiB of memory");
-    there.refuses(&with(&|r| drop(r.features.insert("holography".into()))), Reason::Requirement, "holography");
+    there.refuses(&with(&|r| r.features.extend(["holography".into()])), Reason::Requirement, "holography");
 }
 
 #[test]

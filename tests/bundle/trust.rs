@@ -192,3 +192,19 @@ fn a_secret_key_that_others_may_read_is_refused() {
     assert_eq!(SecretKey::load(&path).unwrap_err().reason, Reason::KeyFile);
     assert!(format!("{key:?}").len() < 40, "a key is never printed");
 }
+
+#[test]
+fn what_root_makes_belongs_to_the_owner_of_the_state_folder() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let dir = tempfile::tempdir().unwrap();
+    if chown(dir.path(), Some(12345), Some(12345)).is_err() {
+        eprintln!("SKIPPED: only root can give a folder away");
+        return;
+    }
+    let store = TrustStore::new(dir.path());
+    store.init(Host::default().roots[0].clone(), 1000).unwrap();
+    for name in ["", "lock", "state.json"] {
+        let found = std::fs::metadata(dir.path().join("trust").join(name)).unwrap();
+        assert_eq!((found.uid(), found.gid()), (12345, 12345), "trust/{name}");
+    }
+}

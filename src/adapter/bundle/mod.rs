@@ -25,6 +25,3 @@ pub use make::{Draft, DraftError};
 pub use manifest::{About, Manifest, Target};
 pub use parity::{LEAST_DICE, ParityCase, ParityFigure, make_parity};
 pub use verify::{Bundle, Checked, Unverified, verify};
-
-#[cfg(test)]
-mod tests;

@@ -25,6 +25,3 @@ pub(crate) use state::{CLOCK_TOLERANCE_MS, time};
 pub use state::{Committed, Line, TrustState};
 pub use store::TrustStore;
 pub(crate) use store::write_durably;
-
-#[cfg(test)]
-mod tests;

@@ -145,15 +145,38 @@ impl TrustStore {
         std::fs::create_dir_all(&self.folder).map_err(unwritable)?;
         let file = File::options().create(true).truncate(false).write(true).open(self.folder.join("lock"));
         let file = file.map_err(unwritable)?;
+        like_parent(&self.folder);
+        like_parent(&self.folder.join("lock"));
         file.lock().map_err(unwritable)?;
         Ok(file)
     }
 
     fn write(&self, state: &TrustState) -> Result<(), Refused> {
         let record = Record { sha256: hex::encode(Sha256::digest(canonical(state))), state: state.clone() };
-        write_durably(&self.path(), &canonical(&record))
-            .map_err(|e| Refused::io(Reason::TrustUnwritable, format!("record of trust {}", self.path().display()), &e))
+        write_durably(&self.path(), &canonical(&record)).map_err(|e| {
+            Refused::io(Reason::TrustUnwritable, format!("record of trust {}", self.path().display()), &e)
+        })?;
+        like_parent(&self.path());
+        Ok(())
     }
+}
+
+/// Gives a file or folder to the owner of the folder that it lies in: what an administrator's command made must be the service's.
+/// Without the right to do so nothing changes, and the service says what it cannot write.
+fn like_parent(path: &Path) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{MetadataExt, chown};
+        let parent = path.parent().map(std::fs::metadata);
+        let (Some(Ok(parent)), Ok(own)) = (parent, std::fs::metadata(path)) else { return };
+        if (own.uid(), own.gid()) != (parent.uid(), parent.gid())
+            && let Err(e) = chown(path, Some(parent.uid()), Some(parent.gid()))
+        {
+            log::debug!("{} keeps its owner: {e}", path.display());
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = path;
 }
 
 /// Replaces a file: synced beside its place, renamed there, and the folder synced.
