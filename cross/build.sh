@@ -23,7 +23,7 @@ mkdir -p "$CROSS"
 # For cross/test.sh, which must build with the same flags.
 echo "$sysroot" >"$CROSS/sysroot"
 arm64_environment "$sysroot"
-cargo build --release --locked --no-default-features --bin scanside --target $TRIPLE
+build_appliance aarch64-linux-gnu-gcc --target $TRIPLE
 program="$OUTPUT/$TRIPLE/release/scanside"
 aarch64-linux-gnu-readelf -h "$program" | grep -q AArch64 || die "$program is no arm64 program"
 check_glibc "$program"

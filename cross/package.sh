@@ -41,7 +41,7 @@ else
         # Libraries are shared with the ordinary build; its program, which has the training host, is put back afterwards.
         ordinary="$OUTPUT/release/scanside"
         [ ! -e "$ordinary" ] || ln -f "$ordinary" "$programs/ordinary"
-        cargo build --release --locked --no-default-features --bin scanside >&2
+        build_appliance gcc
         cp "$ordinary" "$programs/scanside-amd64"
         [ ! -e "$programs/ordinary" ] || mv -f "$programs/ordinary" "$ordinary"
     fi

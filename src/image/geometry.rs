@@ -2,12 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Length of a vector in the plane. In place of `f64::hypot`, which is the C library's: its result depends on the library's version, and the
-/// newest one's symbol (glibc 2.35) would keep the program from running where the package may be installed.
-pub fn length(x: f64, y: f64) -> f64 {
-    (x * x + y * y).sqrt()
-}
-
 /// A regular grid in DICOM patient coordinates (LPS: x grows to the left, y to the back, z to the head), millimetres.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Geometry {

@@ -9,7 +9,7 @@ mod render;
 pub mod surface;
 mod volume;
 
-pub use geometry::{Geometry, length};
+pub use geometry::Geometry;
 pub use overlay::{Contours, Tile, sheet};
 pub use render::{Legend, Rgb, montage};
 pub use volume::{LabelMap, Plane, Volume};

@@ -3,9 +3,9 @@
 use super::measure::{Measure, Region};
 use super::score::{Cuts, Graded, graded};
 use super::{Criterion, Grade, Report, StructureReport};
+use crate::image::LabelMap;
 use crate::image::morphology::{Connectivity, components, contour, distance, fill_holes};
 use crate::image::surface::{hd95, surface_distances};
-use crate::image::{LabelMap, length};
 use crate::terms::{Side, Structure};
 
 /// One structure to compare.
@@ -187,7 +187,7 @@ impl Pair {
     fn anatomy(&self) -> Measure {
         let radius = self.radius();
         let error = |a: f64, b: f64, p: [f64; 2], q: [f64; 2]| {
-            ((a - b).abs() / b).max(length(p[0] - q[0], p[1] - q[1]) / radius)
+            ((a - b).abs() / b).max((p[0] - q[0]).hypot(p[1] - q[1]) / radius)
         };
         let (fa, ta) = (self.found.areas(), self.truth.areas());
         let whole = |r: &Region, areas: &[usize]| {
@@ -249,7 +249,7 @@ impl Pair {
                     [q[0] - p[0], q[1] - p[1]]
                 };
                 let (f, t) = (moved(&self.found), moved(&self.truth));
-                error = error.max(length(f[0] - t[0], f[1] - t[1]) / radius);
+                error = error.max((f[0] - t[0]).hypot(f[1] - t[1]) / radius);
             }
             let error = error.min(1.0);
             sum += error;

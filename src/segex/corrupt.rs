@@ -4,8 +4,8 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::measure::Region;
+use crate::image::LabelMap;
 use crate::image::morphology::{contour, dilate, erode};
-use crate::image::{LabelMap, length};
 
 /// A kind of damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -155,7 +155,7 @@ impl Corruption {
         let slice = |i: usize| r.start[2] + i / (w * h);
         let within = |i: usize, c: &[f64; 2], mm: f64| {
             let (x, y) = ((i % w + r.start[0]) as f64 - c[0], (i / w % h + r.start[1]) as f64 - c[1]);
-            length(x * r.spacing[0], y * r.spacing[1]) <= mm
+            (x * r.spacing[0]).hypot(y * r.spacing[1]) <= mm
         };
         let displaced = |i: usize, dx: i64, dy: i64| {
             let (x, y) = ((i % w) as i64 - dx, (i / w % h) as i64 - dy);

@@ -1,7 +1,7 @@
 //! The measurements behind the criteria, for one structure's mask over a volume.
 
 use crate::image::morphology::{Connectivity, components, contour, distance, fill_holes};
-use crate::image::{Geometry, LabelMap, Volume, length};
+use crate::image::{Geometry, LabelMap, Volume};
 
 /// A measurement over the volume and on each slice where it exists.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -112,7 +112,7 @@ fn gradient(values: &[f32], r: &Region) -> Vec<f32> {
         let (c, d) = (y.saturating_sub(1), (y + 1).min(h - 1));
         let dx = (values[row + b] - values[row + a]) / ((b - a).max(1) as f32 * sx);
         let dy = (values[plane + d * w + x] - values[plane + c * w + x]) / ((d - c).max(1) as f32 * sy);
-        *g = length(dx.into(), dy.into()) as f32;
+        *g = dx.hypot(dy);
     }
     out
 }
@@ -354,7 +354,7 @@ pub fn between(r: &Region) -> Between {
         if a > 0.0 && b > 0.0 {
             out.jump = out.jump.max((a - b).abs() / a.max(b) * scale);
             let (p, q) = (centroid(z - 1), centroid(z));
-            out.shift_mm = out.shift_mm.max(length(p[0] - q[0], p[1] - q[1]) * scale);
+            out.shift_mm = out.shift_mm.max((p[0] - q[0]).hypot(p[1] - q[1]) * scale);
         }
     }
     out.loss = Measure {

@@ -2,7 +2,6 @@
 
 use super::anatomy::{Ball, CHAINS, FEMUR, REACH, SOFT, stations};
 use super::noise::{Wave, waves};
-use crate::image::length;
 use crate::terms::{STRUCTURE_KEYS, Side};
 
 /// Middle of the muscle compartment in a leg's own frame.
@@ -114,10 +113,10 @@ impl Limb {
     pub(super) fn tissue(&self, section: &Section, p: [f64; 3]) -> Tissue {
         let own = self.to_own(p);
         // Clear of every muscle and of the thickest fat.
-        if length(own[0] - 15.0, own[1] - 20.0) > 105.0 + 1.8 * self.fat / self.scale {
+        if (own[0] - 15.0).hypot(own[1] - 20.0) > 105.0 + 1.8 * self.fat / self.scale {
             return Tissue::Air;
         }
-        let near = length(own[0], own[1]);
+        let near = own[0].hypot(own[1]);
         let femur = self.femur * stations(FEMUR, self.t(p[2]));
         if near < femur {
             return if near < 0.6 * femur { Tissue::Marrow } else { Tissue::Cortex };
@@ -147,7 +146,7 @@ impl Limb {
         }
         // The neurovascular bundle between vastus medialis, sartorius and the adductors.
         for (x, y, r, vessel) in [(53.0, 16.0, 3.4, Tissue::Artery), (58.0, 21.0, 3.8, Tissue::Vein)] {
-            let d = length(q[0] - x, q[1] - y);
+            let d = (q[0] - x).hypot(q[1] - y);
             if d < r {
                 return vessel;
             }
@@ -155,7 +154,7 @@ impl Limb {
                 return Tissue::Fat;
             }
         }
-        let from_middle = length(q[0] - MIDDLE[0], q[1] - MIDDLE[1]);
+        let from_middle = (q[0] - MIDDLE[0]).hypot(q[1] - MIDDLE[1]);
         let angle = (q[1] - MIDDLE[1]).atan2(q[0] - MIDDLE[0]);
         if best.0 < if from_middle < around(&section.compartment, angle) { REACH } else { 0.5 } {
             return if second - best.0 < self.fascia { Tissue::Fascia } else { Tissue::Muscle(best.1) };

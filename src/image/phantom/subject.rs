@@ -8,7 +8,7 @@ use super::anatomy::CHAINS;
 use super::limb::{Limb, Section, Tissue, label};
 use super::noise::{Wave, blur, noise, normal, waves};
 use super::{Phantom, PhantomLegs, PhantomOptions};
-use crate::image::{Geometry, LabelMap, Volume, length};
+use crate::image::{Geometry, LabelMap, Volume};
 use crate::terms::Side;
 
 /// Everything that a seed decides.
@@ -163,7 +163,7 @@ impl Subject {
             .map(|i| {
                 let sd = sd[i % w];
                 let (re, im) = (signal[i] + normal(&mut rng, sd), normal(&mut rng, sd));
-                (length(re, im) * self.gain).round().clamp(0.0, 4095.0) as f32
+                (re.hypot(im) * self.gain).round().clamp(0.0, 4095.0) as f32
             })
             .collect();
         (image, structures, legs)
@@ -175,7 +175,7 @@ impl Subject {
             let d = |n: usize| {
                 let l = &self.limbs[n];
                 let c = l.to_patient([30.0, 20.0], p[2]);
-                length(p[0] - c[0], p[1] - c[1])
+                (p[0] - c[0]).hypot(p[1] - c[1])
             };
             d(a).total_cmp(&d(b))
         })
@@ -209,7 +209,7 @@ impl Subject {
     /// The coil's slow shading, and the dark patch in front that high fields show.
     fn shading(&self, limb: &Limb, p: [f64; 3]) -> f64 {
         let c = limb.to_patient([35.0, -25.0], p[2]);
-        let d = length(p[0] - c[0], p[1] - c[1]);
+        let d = (p[0] - c[0]).hypot(p[1] - c[1]);
         waves(&self.bias, p).exp() * (1.0 - self.shade[0] * (-(d / self.shade[1]).powi(2)).exp())
     }
 }
