@@ -50,6 +50,9 @@ pub struct Comparison {
     pub rows: Vec<Loss>,
 }
 
+/// Makes a variant's networks.
+pub type Load<'a> = dyn FnMut(&Variant) -> Result<Box<dyn Networks>, PipelineError> + 'a;
+
 /// Runs the whole pipeline with each variant; `load` makes its networks, `tell` hears variant, volumes done and their number.
 ///
 /// # Errors
@@ -59,7 +62,7 @@ pub fn compare(
     cases: &[Case],
     options: &SegmentOptions,
     variants: &[Variant],
-    load: &mut dyn FnMut(&Variant) -> Result<Box<dyn Networks>, PipelineError>,
+    load: &mut Load<'_>,
     tell: &mut dyn FnMut(&Variant, usize, usize),
 ) -> Result<Comparison, EvaluateError> {
     let unusable = |source| EvaluateError::Pipeline { volume: format!("(adapter {})", adapter.meta.name), source };

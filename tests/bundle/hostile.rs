@@ -95,7 +95,7 @@ fn archive_bombs() {
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     std::io::Write::write_all(&mut gzip, &vec![0; 64 << 20]).unwrap();
     there.refuses(&gzip.finish().unwrap(), Reason::NotABundle, "compressed");
-    there.refuses(&vec![b'x'; 100], Reason::NotABundle, "100 bytes");
+    there.refuses(&[b'x'; 100], Reason::NotABundle, "100 bytes");
     there.refuses(&vec![0; 4096], Reason::NotABundle, "no tar");
     // A sparse file of many times the limit costs no memory and no time.
     let path = there.dir.path().join("sparse.bundle");

@@ -151,7 +151,8 @@ fn a_new_root_needs_old_and_new_keys_and_keeps_what_was_withdrawn() {
     };
     let k = &host.root_keys;
     assert!(fork(&|_| {}, &[&k[0], &k[2]]).is_ok());
-    let bad: [(&dyn Fn(&mut Root), Vec<&SecretKey>); 7] = [
+    type Bad<'a> = (&'a dyn Fn(&mut Root), Vec<&'a SecretKey>);
+    let bad: [Bad; 7] = [
         (&|_| {}, vec![]),
         (&|_| {}, vec![&k[0]]),
         (&|_| {}, vec![&k[0], &host.release_keys[0]]),

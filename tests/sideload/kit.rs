@@ -104,7 +104,7 @@ pub struct Site {
     pub state: PathBuf,
     pub config: PathBuf,
     pub port: u16,
-    pub pacs: Arc<Folder>,
+    _pacs: Arc<Folder>,
     service: Option<Running>,
     _scp: Scp,
     _runtime: tokio::runtime::Runtime,
@@ -130,7 +130,7 @@ impl Site {
             scp.local_addr()
         );
         std::fs::write(&config, text).unwrap();
-        let mut site = Site { dir, state, config, port: 0, pacs, service: None, _scp: scp, _runtime: runtime };
+        let mut site = Site { dir, state, config, port: 0, _pacs: pacs, service: None, _scp: scp, _runtime: runtime };
         site.run();
         let root = releases().host.root().clone();
         TrustStore::new(&site.state).init(root, Clock::System.now_ms()).unwrap();

@@ -123,7 +123,7 @@ impl TrustState {
             return Some("the latest time seen would go back".into());
         }
         let lower = |(name, l): (&String, &Line)| next.version(name).is_none_or(|v| v < l.version);
-        self.lines.iter().any(|l| lower(l)).then(|| "a committed version would go back".into())
+        self.lines.iter().any(lower).then(|| "a committed version would go back".into())
     }
 }
 

@@ -32,6 +32,9 @@ struct Held {
     ready: Vec<Arc<Model>>,
 }
 
+/// A bundle that cannot serve, and why.
+type Unfit = (Box<Bundle>, Why);
+
 impl Models {
     /// With the adapter that the configuration names, which serves until a bundle is committed.
     pub fn new(factory: Model) -> Models {
@@ -130,12 +133,7 @@ impl Models {
         }
     }
 
-    fn model_of(
-        &self,
-        held: &Held,
-        here: Here<'_>,
-        wanted: &Serving,
-    ) -> Result<Result<Arc<Model>, (Box<Bundle>, Why)>, StoreError> {
+    fn model_of(&self, held: &Held, here: Here<'_>, wanted: &Serving) -> Result<Result<Arc<Model>, Unfit>, StoreError> {
         let Some(id) = wanted.bundle_id else { return Ok(Ok(self.factory.clone())) };
         let Some(row) = here.store.with_conn(|c| bundles::get(c, id))? else { return Ok(Ok(self.factory.clone())) };
         if !row.state.may_serve() {

@@ -278,7 +278,8 @@ mod tests {
                 on_probation |= matches!(next, State::Probation { .. });
                 // Nothing unverified or untested ever serves.
                 prop_assert!(!next.may_serve() || (verified && parity));
-                prop_assert!(!matches!(next, State::RolledBack { committed: false }) || on_probation);
+                let unserved = matches!(next, State::RolledBack { committed: false });
+                prop_assert!(!unserved || on_probation);
                 prop_assert!(next.columns().1 <= MAX_ATTEMPTS);
                 // A row gives back the state that it was made of.
                 let (word, attempts, cases, committed) = next.columns();
