@@ -56,7 +56,7 @@ fn whatever_is_on_disk_goes_on() {
         loop {
             let rows = store.with_conn(|c| bundles::list(c, 1)).unwrap();
             let at = rows.first().map_or("none", |b| b.state.word());
-            let there = at == target && rows[0].version == version || at == target && target == "received";
+            let there = at == target && (rows[0].version == version || target == "received");
             let past = rows.first().is_some_and(|b| b.version == version && !b.state.under_way());
             if there || past || start.elapsed() > PATIENCE / 3 {
                 break;
