@@ -26,7 +26,7 @@ fn each_refusal_leaves_the_old_adapter_and_nothing_behind() {
     truth.evidence = crate::bundle::evidence(&truth.adapter);
     truth.parity = vec![crate::bundle::parity(&truth.adapter, 1)];
     let cases: Vec<(&str, Vec<u8>, i32)> = vec![
-        ("empty", Vec::new(), 23),
+        ("empty", Vec::new(), 21),
         ("noise", vec![7; 5000], 21),
         ("truncated", good[..good.len() / 2].to_vec(), 23),
         ("changed", changed, 27),

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
-use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey};
+use ed25519_dalek::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey, KeypairBytes};
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use rand::TryRngCore;
 use serde::{Deserialize, Serialize};
@@ -242,7 +242,9 @@ impl SecretKey {
     /// [`Reason::KeyFile`], [`Reason::DiskFull`].
     pub fn save(&self, path: &Path) -> Result<(), Refused> {
         let io = |e: std::io::Error| Refused::io(Reason::KeyFile, format!("secret key {}", path.display()), &e);
-        let pem = self.0.to_pkcs8_pem(LineEnding::LF).map_err(|e| {
+        // Without the public half, which OpenSSL 3.0 does not read in a private key's file.
+        let alone = KeypairBytes { secret_key: self.0.to_bytes(), public_key: None };
+        let pem = alone.to_pkcs8_pem(LineEnding::LF).map_err(|e| {
             Refused::new(Reason::KeyFile, format!("the key cannot be encoded ({e})"), "generate another")
         })?;
         let mut options = std::fs::OpenOptions::new();
