@@ -11,9 +11,8 @@ if [ $# -lt 3 ]; then sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; fi
 scanside=$1 library=$2 out=$3
 shift 3
 mkdir -p "$out" || exit 1
-# TensorRT opens its builder's resources and its parser's plugins by name.
-LD_LIBRARY_PATH=$library${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-export LD_LIBRARY_PATH
+# TensorRT opens its builder's resources by name. The peers keep their own libraries: this folder's may be others of the same name.
+path=$library${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 begun=$(date +%s) budget=${BUDGET:-150}
 part() { # name, limit
     left=$((budget - $(date +%s) + begun))
@@ -23,7 +22,9 @@ part() { # name, limit
         printf '{"part": "%s", "seconds": null, "left_out": "no time was left of %s s"}\n' "$1" "$budget" > "$out/$1.json"
         return
     fi
-    timeout -k 2 "$limit" "$scanside" engine check-gpu --part "$1" --out "$out" --set "engine.library=$library" $options 2>> "$out/log.txt"
+    libraries=$path
+    [ "$1" != peers ] || libraries=${LD_LIBRARY_PATH:-}
+    LD_LIBRARY_PATH=$libraries timeout -k 2 "$limit" "$scanside" engine check-gpu --part "$1" --out "$out" --set "engine.library=$library" $options 2>> "$out/log.txt"
     code=$?
     case $code in
         0 | 1) ;;
