@@ -5,25 +5,26 @@
 #
 # e.g. engines/gpu-check.sh ./scanside /usr/lib/aarch64-linux-gnu out --set model.weights=mobile_sam.safetensors
 # Each part runs in a process of its own with a limit, so that one that crashes or hangs costs itself only. BUDGET (seconds, default 150) is
-# for all of them; what is left over is said to be left out. The report is OUT/report.md and OUT/report.json, and is printed.
+# for all of them; what is left over is said to be left out; PATIENCE multiplies each part's own limit. The report is OUT/report.md and OUT/report.json, and is printed.
 set -u
 if [ $# -lt 3 ]; then sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; fi
 scanside=$1 library=$2 out=$3
 shift 3
 mkdir -p "$out" || exit 1
-# TensorRT opens its builder's resources and its parser's plugins by name.
-LD_LIBRARY_PATH=$library${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-export LD_LIBRARY_PATH
+# TensorRT opens its builder's resources by name. The peers keep their own libraries: this folder's may be others of the same name.
+path=$library${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 begun=$(date +%s) budget=${BUDGET:-150}
 part() { # name, limit
     left=$((budget - $(date +%s) + begun))
-    limit=$2
+    limit=$(($2 * ${PATIENCE:-1}))
     [ "$limit" -lt "$left" ] || limit=$left
     if [ "$limit" -lt 2 ]; then
         printf '{"part": "%s", "seconds": null, "left_out": "no time was left of %s s"}\n' "$1" "$budget" > "$out/$1.json"
         return
     fi
-    timeout -k 2 "$limit" "$scanside" engine check-gpu --part "$1" --out "$out" --set "engine.library=$library" $options 2>> "$out/log.txt"
+    libraries=$path
+    [ "$1" != peers ] || libraries=${LD_LIBRARY_PATH:-}
+    LD_LIBRARY_PATH=$libraries timeout -k 2 "$limit" "$scanside" engine check-gpu --part "$1" --out "$out" --set "engine.library=$library" $options 2>> "$out/log.txt"
     code=$?
     case $code in
         0 | 1) ;;
