@@ -78,7 +78,7 @@ installed() {
 }
 claim "user, groups, folders and modes are there; the service is enabled and waits for its configuration" installed
 documented() {
-    zcat /usr/share/man/man1/scanside-serve.1.gz | grep -q configuration && [ -s /usr/share/bash-completion/completions/scanside ] &&
+    zcat /usr/share/man/man1/scanside-serve.1.gz | grep -q -- config && [ -s /usr/share/bash-completion/completions/scanside ] &&
         zcat /usr/share/doc/scanside/LICENCES.gz | grep -q 'Apache License' &&
         jq -e '.components | length > 100' /usr/share/doc/scanside/sbom.cdx.json
 }
