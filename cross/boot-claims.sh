@@ -46,11 +46,14 @@ slices() { printf '%s\n' "$1"/series/* | head -"$2"; }
 
 # The result of a series stands: over all its N objects, in STATE, everything at the archive.
 stands() { # uid n state
-    status | jq -e --arg uid "$1" --argjson n "$2" --arg state "$3" '
+    status >status.json && [ -s status.json ] || return 1
+    jq -e --arg uid "$1" --argjson n "$2" --arg state "$3" '
         [.jobs[] | select(.series_uid == $uid and (.superseded | not))] as $jobs
         | ($jobs | length) == 1 and $jobs[0].instances == $n and $jobs[0].state == $state
-        and ([$jobs[0].deliveries[].state] | length > 0 and all(. == "sent"))'
+        and ([$jobs[0].deliveries[].state] | length > 0 and all(. == "sent"))' status.json
 }
+# As many series have a result that stands.
+series() { status >status.json && [ -s status.json ] && jq -e --argjson n "$1" '[.jobs[] | select(.superseded | not)] | length == $n' status.json; }
 # Sends slices one by one, each on an association of its own, until each was acknowledged; calls $3 after half of them.
 send_singly() { # folder count interruption
     local i=0 file
@@ -75,7 +78,7 @@ installed() {
 }
 claim "user, groups, folders and modes are there; the service is enabled and waits for its configuration" installed
 documented() {
-    zcat /usr/share/man/man1/scanside-serve.1.gz | grep -q configuration && [ -s /usr/share/bash-completion/completions/scanside ] &&
+    zcat /usr/share/man/man1/scanside-serve.1.gz | grep -q -- config && [ -s /usr/share/bash-completion/completions/scanside ] &&
         zcat /usr/share/doc/scanside/LICENCES.gz | grep -q 'Apache License' &&
         jq -e '.components | length > 100' /usr/share/doc/scanside/sbom.cdx.json
 }
@@ -154,7 +157,7 @@ before=$(pid)
 kill -STOP "$before"
 claim "a daemon that hangs is replaced by the watchdog" within $((60 + PATIENCE)) replaced "$before"
 claim "the journal says that it was the watchdog" bash -c "journalctl -u scanside --no-pager | grep -i 'watchdog timeout'"
-claim "the state is as before" bash -c "scanside status --json | jq -e '[.jobs[] | select(.superseded | not)] | length == 2'"
+claim "the state is as before" series 2
 
 ### Retention beside the daemon
 claim "the retention service runs beside the daemon" systemctl start scanside-retention.service
@@ -184,7 +187,8 @@ claim "the package is removed, and says what waits" bash -c "dpkg -r scanside | 
 gone() { ! active && ! [ -e /usr/bin/scanside ] && ! [ -e /usr/lib/systemd/system/scanside.service ]; }
 claim "program and service are gone" gone
 claim "configuration and state are still there" bash -c 'cmp kept.toml /etc/scanside/scanside.toml && [ -s /var/lib/scanside/scanside.db ] && [ -n "$(ls /var/lib/scanside/spool/objects)" ]'
-claim "installed again, it goes on with its state" bash -c "dpkg -i 2.deb && systemctl start scanside && scanside status --json | jq -e '[.jobs[] | select(.superseded | not)] | length == 3'"
+again() { dpkg -i 2.deb && systemctl start scanside && series 3; }
+claim "installed again, it goes on with its state" again
 claim "the package is purged" dpkg --purge scanside
 purged() {
     ! [ -e /etc/scanside ] && ! [ -e /var/lib/scanside ] && ! [ -e /var/cache/scanside ] &&

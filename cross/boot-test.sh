@@ -35,9 +35,8 @@ if [ ! -s "$base" ]; then
         bookworm "$base.part" "$(debian_mirror)" || die "no root of Debian for $architecture"
     mv -f "$base.part" "$base"
 fi
-root="$CROSS/boot-$architecture"
-as_root rm -rf "$root"
-mkdir -p "$root"
+root=$(mktemp -d "$CROSS/boot-$architecture.XXXXXX")
+chmod 755 "$root"
 trap 'as_root rm -rf "$root"' EXIT
 as_root tar -x -f "$base" -C "$root" --exclude=./dev/*
 as_root mkdir -p "$root/boot-test"

@@ -58,7 +58,7 @@ for library in $(objdump -p "$program" | awk '$1 == "NEEDED" { print $2 }'); do
     *) die "the program needs $library, which the package's Depends (Cargo.toml) does not name" ;;
     esac
 done
-grep -q "^depends = \"libc6 (>= $GLIBC_MOST), libgcc-s1\"" Cargo.toml || die "Cargo.toml's depends and GLIBC_MOST=$GLIBC_MOST of cross/lib.sh differ"
+grep -q "^depends = \"libc6 (>= $GLIBC_MOST), libgcc-s1\b" Cargo.toml || die "Cargo.toml's depends and GLIBC_MOST=$GLIBC_MOST of cross/lib.sh differ"
 
 stage="$CROSS/stage"
 rm -rf "$stage"

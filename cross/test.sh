@@ -38,18 +38,22 @@ min_free_mb = 16
 [[modality]]
 ae_title = "MR1"
 EOF
-series=../shared/data/thigh_vlvm_oai_9014209
-if [ -d "$series" ]; then
+archive=../shared/data/thigh_oai_ufats/9001695.tar.xz
+mkdir "$dir/series"
+if [ -e "$archive" ]; then
     what="a real series"
+    tar -xJf "$archive" -C "$dir" --exclude=NRRD
+    find "$dir/9001695" -maxdepth 1 -type f -exec mv {} "$dir/series/" \;
 elif [ -n "${SCANSIDE_REQUIRE_DATA:-}" ]; then
-    die "required data is missing: $series"
+    die "required data is missing: $archive"
 else
-    say "SKIPPED: no real series at $series; a phantom takes its place"
+    say "SKIPPED: no real series at $archive; a phantom takes its place"
     what="a phantom's series"
     "$program" phantom --out "$dir/phantom" >/dev/null
-    series="$dir/phantom/series"
+    mv "$dir"/phantom/series/* "$dir/series/"
 fi
-files=("$series"/*.dcm)
+files=("$dir"/series/*)
+[ ${#files[@]} = 15 ] || die "15 slices expected, ${#files[@]} found"
 "$program" serve -c "$dir/scanside.toml" >"$dir/out" 2>"$dir/log" &
 server=$!
 for _ in $(seq 600); do
