@@ -43,7 +43,7 @@ fn manifests_and_recipes_are_whole() {
         assert_eq!(std::fs::read_to_string(folder.join(&m.recipe)).unwrap(), recipe.text(), "{}", m.name);
         assert!(recipe.kept().all(|(_, _, why)| why.len() > 10));
         let bytes: usize = recipe.graph.values().flatten().filter(|(_, l)| l.keep.is_none()).count();
-        assert!(bytes > 20, "{}: {bytes} layers in bytes", m.name);
+        assert!(bytes > 10, "{}: {bytes} layers in bytes", m.name);
         for seeds in [&m.measured, &m.parity] {
             assert!(!seeds.phantoms.is_empty() && seeds.phantoms.iter().all(|s| !m.calibration.phantoms.contains(s)));
         }

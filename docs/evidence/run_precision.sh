@@ -3,7 +3,7 @@
 # and on ONNX Runtime. Reads ../shared/data (or $1); writes docs/evidence/precision.{md,json} (aggregates only). The data and the
 # adapter are not part of the project. Needs python3 with onnxruntime (SCANSIDE_PYTHON, default .venv/bin/python).
 # The adapter is run_site.sh's where $WORK has it; otherwise a quicker one: fewer steps, no pseudo-labels.
-# Usage: [WORK=dir] [VOLUMES=6] [CROPS=0] docs/evidence/run_precision.sh [data]
+# Usage: [WORK=dir] [VOLUMES=4] [CROPS=0] docs/evidence/run_precision.sh [data]
 set -eu
 cd "$(dirname "$0")/../.."
 data=$(cd "${1:-../shared/data}" && pwd)
@@ -25,5 +25,5 @@ if [ ! -f "$site.safetensors" ]; then
     $SCANSIDE train --manifest "$site.toml" --settings "$site-quick.toml" --out "$site.safetensors" --no-evaluation
 fi
 $SCANSIDE bench precision --manifest "$site.toml" --adapter "$site.safetensors" --python "$python" \
-    --recipe phantoms=engines/mobile-sam-448/recipe.toml --volumes "${VOLUMES:-6}" --crops "${CROPS:-0}" --out docs/evidence/precision \
+    --recipe phantoms=engines/mobile-sam-448/recipe.toml --volumes "${VOLUMES:-4}" --crops "${CROPS:-0}" --out docs/evidence/precision \
     --fact "command=docs/evidence/run_precision.sh" --fact "commit=$(git rev-parse --short HEAD)"

@@ -11,7 +11,7 @@ use super::evaluate::base_weights;
 use crate::adapter::Adapter;
 use crate::engine::Tensor;
 use crate::model::onnx::calibrate::RangeRule;
-use crate::model::onnx::{EngineManifest, PhantomSlices};
+use crate::model::onnx::{EngineManifest, PhantomSlices, Recipe};
 use crate::pipeline::CropRule;
 use crate::pipeline::probe::phantom_images;
 use crate::precision::{SearchSetting, Slices, Told, search};
@@ -47,6 +47,9 @@ pub struct QuantiseArgs {
     /// Threads, 0 for one per core
     #[arg(long, default_value_t = 0)]
     threads: usize,
+    /// A former recipe of the same adapter and slices: what it measured of layers alone is taken from it
+    #[arg(long, value_name = "RECIPE")]
+    known: Option<PathBuf>,
     /// The recipe to write
     #[arg(long, short)]
     out: PathBuf,
@@ -82,7 +85,11 @@ pub fn run(args: &QuantiseArgs) -> anyhow::Result<ExitCode> {
         ranking: args.ranking,
         minutes: args.minutes,
         threads: args.threads,
+        known: args.known.as_deref().map(Recipe::load).transpose()?,
     };
+    if let Some(known) = &setting.known {
+        known.check(base.sha256(), adapter.meta.input_size)?;
+    }
     let (calibrated, measured) = (slices.calibration.len(), slices.measured.len());
     println!("{calibrated} slices to calibrate with, {measured} to measure on, input {} px", adapter.meta.input_size);
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {eta}")?);

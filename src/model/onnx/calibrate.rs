@@ -223,6 +223,11 @@ impl Calibration {
         self.tensors.iter().map(range).collect()
     }
 
+    /// Values of a tensor that were seen.
+    pub fn seen(&self, tensor: &str) -> u64 {
+        self.tensors.get(tensor).map_or(0, |h| h.seen)
+    }
+
     /// The largest magnitude of all tensors; FP16 ends at 65504.
     pub fn largest(&self) -> f32 {
         self.tensors.values().fold(0.0, |m, h| m.max(h.largest))

@@ -205,6 +205,15 @@ pub struct Quantisable {
     pub activation: String,
     /// Values of its weight.
     pub weights: usize,
+    /// Values of the activation for each position that the weight is laid on: channels, times the square of a stride.
+    pub each: usize,
+}
+
+impl Quantisable {
+    /// Multiply-adds for an activation of so many values.
+    pub fn work(&self, values: usize) -> f64 {
+        self.weights as f64 * values as f64 / self.each.max(1) as f64
+    }
 }
 
 /// The nodes that INT8 can be given to, in the graph's order.
@@ -219,10 +228,24 @@ pub fn quantisable(onnx: &[u8]) -> Result<Vec<Quantisable>, PrecisionError> {
         .iter()
         .filter_map(|n| {
             let (x, w) = weighted(n, &constants)?;
-            let weights = constants.get(w).map_or(0, |t| t.raw_data.len() / 4);
-            Some(Quantisable { node: n.name.clone(), layer: layer_of(w).into(), activation: x.into(), weights })
+            let (weights, each) = constants.get(w).map_or((0, 1), |t| (t.raw_data.len() / 4, positions(n, t)));
+            Some(Quantisable { node: n.name.clone(), layer: layer_of(w).into(), activation: x.into(), weights, each })
         })
         .collect())
+}
+
+/// [`Quantisable::each`] of a node with this weight.
+fn positions(n: &NodeProto, weight: &TensorProto) -> usize {
+    let attribute = |name: &str| n.attribute.iter().find(|a| a.name == name);
+    let dim = |axis: usize| weight.dims.get(axis).copied().unwrap_or(1);
+    let each = match n.op_type.as_str() {
+        "Conv" => {
+            let stride: i64 = attribute("strides").map_or(1, |a| a.ints.iter().product());
+            dim(1).saturating_mul(attribute("group").map_or(1, |a| a.i)).saturating_mul(stride)
+        }
+        _ => dim(1 - channel_axis(n)),
+    };
+    usize::try_from(each).unwrap_or(1)
 }
 
 /// The layer that a constant is the weight of: its name without what the emitter added for another layout.

@@ -131,6 +131,8 @@ pub enum RecipeError {
 pub struct Layer {
     /// Magnitude that the largest byte of what the layer reads stands for.
     pub range: f32,
+    /// The layer's share of all multiply-adds that could be done in bytes.
+    pub work: f32,
     /// Root mean square change of the mask logits, as a share of theirs, where this layer alone is in bytes; none where it was
     /// not measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -213,7 +215,7 @@ impl Recipe {
         for (graph, layers) in &self.graph {
             let _ = writeln!(out, "\n[graph.{}]", quoted(graph));
             for (name, l) in layers {
-                let _ = write!(out, "{} = {{ range = {:?}", quoted(name), l.range);
+                let _ = write!(out, "{} = {{ range = {:?}, work = {:?}", quoted(name), l.range, l.work);
                 if let Some(alone) = l.alone {
                     let _ = write!(out, ", alone = {alone:?}");
                 }
