@@ -101,6 +101,8 @@ printf 'for-the-test\n' >/etc/scanside/keys/observer.key
 # At the most talkative level, for the claim about the journal.
 mkdir -p /etc/systemd/system/scanside.service.d
 printf '[Service]\nEnvironment=SCANSIDE_LOG=trace\n' >/etc/systemd/system/scanside.service.d/test.conf
+# Emulated processes cannot be handed credentials (qemu-user lacks a mount call that systemd makes).
+[ "$mode" != quick ] || printf 'LoadCredential=\nSetCredential=\n' >>/etc/systemd/system/scanside.service.d/test.conf
 systemctl daemon-reload
 mkdir -p archive
 (cd archive && exec storescp --fork -aet PACS -od . 10400 >/dev/null 2>&1) &
@@ -121,11 +123,11 @@ claim "it runs without privileges in a read-only system" confined
 secret() { # its own folder of credentials, or nobody's
     grep -q for-the-test /run/credentials/scanside.service/observer.key && ! runuser -u daemon -- cat /run/credentials/scanside.service/observer.key
 }
-claim "its key is a credential that others cannot read" secret
+[ "$mode" = quick ] || claim "its key is a credential that others cannot read" secret
 claim "it answers DCMTK's echoscu" within 60 echoed
 claim "a stranger is rejected" bash -c "! echoscu -aec SCANSIDE -aet STRANGER 127.0.0.1 $PORT"
 # The others stay as they are from here on.
-for seed in 1 2 3; do scanside phantom --seed $seed --out p$seed >/dev/null; done
+for seed in 1 2 3; do [ -e p$seed ] || scanside phantom --seed $seed --out p$seed >/dev/null; done
 if [ "$mode" = full ]; then first=15 small=6 state='done'; else first=2 small=2 state=refused; fi
 one=$(uid_of "$(slices p1 1)")
 # shellcheck disable=SC2046
