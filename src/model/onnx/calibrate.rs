@@ -355,8 +355,8 @@ mod tests {
 
     #[test]
     fn the_least_error_is_the_least() {
-        let values: Vec<f32> =
-            (0..20_000).map(|i| ((i * 7919 % 20_000) as f32 / 20_000.0 - 0.5).powi(5) * 40.0).collect();
+        // The quantiles of Laplace's distribution: with so many values the largest lie far out, and clipping them pays.
+        let values: Vec<f32> = (0..200_000).map(|i| -((i as f32 + 0.5) / 200_000.0).ln()).collect();
         let error = |range: f32| -> f64 {
             let step = range / BYTE;
             let round = |v: &f32| (v / step).round().clamp(-BYTE, BYTE) * step;
@@ -364,7 +364,7 @@ mod tests {
         };
         let found = error(range(&[&values], RangeRule::LeastError));
         let largest = range(&[&values], RangeRule::MinMax);
-        let best = (1..400).map(|i| error(largest * i as f32 / 400.0)).fold(f64::INFINITY, f64::min);
+        let best = (1..100).map(|i| error(largest * i as f32 / 100.0)).fold(f64::INFINITY, f64::min);
         assert!(found <= 1.05 * best, "{found} {best}");
         assert!(found < 0.9 * error(largest), "the rule gains nothing: {found} {}", error(largest));
     }
