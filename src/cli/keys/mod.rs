@@ -50,16 +50,15 @@ struct ShowArgs {
 
 /// Who signs.
 #[derive(Args, Debug)]
-#[group(required = true, multiple = false, id = "who", args = ["key", "signer"])]
 pub(super) struct SignerArgs {
     /// Secret key (PKCS#8 PEM, mode 600)
-    #[arg(long)]
+    #[arg(long, required_unless_present = "signer", conflicts_with = "signer")]
     key: Option<PathBuf>,
     /// Command that holds the key elsewhere: gets the bytes on standard input, answers the signature (raw, hex or base64)
     #[arg(long, value_name = "COMMAND", requires = "public")]
     signer: Option<String>,
     /// With --signer: the public key (.pub.pem)
-    #[arg(long)]
+    #[arg(long, requires = "signer")]
     public: Option<PathBuf>,
 }
 
