@@ -145,3 +145,24 @@ fn differences_are_told_in_words() {
     assert_eq!(said("presence thresholds"), Some(("[0.5, 0.5]", "[0.25, 0.5]")));
     assert_eq!(said("tensors"), Some(("5", "5 differ")));
 }
+
+#[test]
+fn parity_images_that_prove_nothing_are_refused_and_small_segments_decide_nothing() {
+    use scanside::adapter::bundle::{LEAST_VOXELS, ParityCase, untold};
+    let adapter = adapter(1);
+    let mut case = crate::fixture::parity(&adapter, 1);
+    assert!(untold(std::slice::from_ref(&case), &adapter.meta.task).is_empty());
+    // All but a few voxels of the second structure go.
+    let mut left = LEAST_VOXELS - 1;
+    for v in case.expected.data.iter_mut().filter(|v| **v == 2) {
+        match left {
+            0 => *v = 0,
+            _ => left -= 1,
+        }
+    }
+    assert_eq!(untold(std::slice::from_ref(&case), &adapter.meta.task), ["VM"]);
+    assert!(ParityCase::from_bytes(&case.to_bytes().unwrap()).is_ok());
+    case.expected.data.fill(0);
+    case.expected.data[0] = 1;
+    assert!(ParityCase::from_bytes(&case.to_bytes().unwrap()).unwrap_err().contains("prove nothing"));
+}

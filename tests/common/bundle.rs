@@ -223,7 +223,7 @@ pub fn evidence(adapter: &Adapter) -> Evidence {
 
 /// A small phantom and its truth as the expected masks.
 pub fn parity(adapter: &Adapter, seed: u64) -> ParityCase {
-    let options = PhantomOptions { seed, legs: PhantomLegs::Both, dims: [64, 32, 2], spacing: [7.8, 7.8, 20.0] };
+    let options = PhantomOptions { seed, legs: PhantomLegs::Both, dims: [128, 64, 2], spacing: [3.9, 3.9, 20.0] };
     let phantom = Phantom::new(&options);
     let task = &adapter.meta.task;
     let expected = phantom.truth(task, Side::Right);

@@ -23,5 +23,5 @@ pub use evidence::{Evidence, EvidenceFigure, EvidenceRow};
 pub use facts::{BoxFacts, FEATURES, Purpose, Requires};
 pub use make::{Draft, DraftError};
 pub use manifest::{About, Manifest, Target};
-pub use parity::{LEAST_DICE, ParityCase, ParityFigure, make_parity};
+pub use parity::{LEAST_DICE, LEAST_VOXELS, ParityCase, ParityFigure, make_parity, untold};
 pub use verify::{Bundle, Checked, Unverified, verify};

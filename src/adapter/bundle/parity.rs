@@ -10,13 +10,17 @@ use crate::engine::EngineIdentity;
 use crate::image::phantom::{Phantom, PhantomLegs, PhantomOptions};
 use crate::image::{Geometry, LabelMap, Volume};
 use crate::pipeline::{PipelineError, SegmentInfo, SegmentOptions, Segmentation, Segmenter};
+use crate::terms::Task;
 
 /// Dice of every structure that a box must reach: engines round differently, and a mask of a thousand pixels then differs in a few
 /// along its edge.
 pub const LEAST_DICE: f64 = 0.98;
-/// Columns, rows and slices of the phantoms: both thighs, coarse, a minute's work for a slow box.
-const DIMS: [usize; 3] = [256, 128, 3];
-const SPACING: [f64; 3] = [1.953_125, 1.953_125, 20.0];
+/// A segment with fewer voxels says nothing: a few of them along its edge are no error of an engine.
+pub const LEAST_VOXELS: usize = 64;
+/// Columns, rows and slices of the phantoms: both thighs on few slices, as fine as a scanner's, because the finer the grid the
+/// smaller the share of voxels that lie on an edge.
+const DIMS: [usize; 3] = [512, 256, 3];
+const SPACING: [f64; 3] = [0.976_562_5, 0.976_562_5, 20.0];
 /// Most voxels of a case that is read.
 const MAX_VOXELS: usize = 1 << 20;
 /// Key of our JSON in the file's metadata.
@@ -71,32 +75,36 @@ impl ParityCase {
         options(threads, self.every_structure)
     }
 
+    /// Whether a segment is large enough to say something.
+    fn tells(&self, segment: &SegmentInfo) -> bool {
+        self.expected.count(segment.label) >= LEAST_VOXELS
+    }
+
     /// Holds a result of [`ParityCase::volume`] against the expected masks: one figure a segment, also for segments that were not
-    /// expected.
+    /// expected. Those with fewer than [`LEAST_VOXELS`] voxels on either side are left out; one at least is not.
     pub fn compare(&self, found: &Segmentation) -> Vec<ParityFigure> {
         let key = |s: &SegmentInfo| (s.structure.key.clone(), s.side);
         let mut all: Vec<&SegmentInfo> = self.segments.iter().collect();
         all.extend(found.segments.iter().filter(|f| !self.segments.iter().any(|s| key(s) == key(f))));
         let label = |of: &[SegmentInfo], s: &SegmentInfo| of.iter().find(|o| key(o) == key(s)).map(|o| o.label);
-        all.into_iter()
-            .map(|s| {
-                let (e, f) = (label(&self.segments, s), label(&found.segments, s));
-                let (mut expected, mut hit, mut both) = (0, 0, 0);
-                for (&a, &b) in self.expected.data.iter().zip(&found.labels.data) {
-                    let (a, b) = (Some(a) == e, Some(b) == f);
-                    expected += usize::from(a);
-                    hit += usize::from(b);
-                    both += usize::from(a && b);
-                }
-                let side = s.side.map(|s| format!(", {}", s.word())).unwrap_or_default();
-                ParityFigure {
-                    segment: format!("{}{side}", s.structure.key),
-                    expected,
-                    found: hit,
-                    dice: 2.0 * both as f64 / (expected + hit).max(1) as f64,
-                }
-            })
-            .collect()
+        let figures = all.into_iter().map(|s| {
+            let (e, f) = (label(&self.segments, s), label(&found.segments, s));
+            let (mut expected, mut hit, mut both) = (0, 0, 0);
+            for (&a, &b) in self.expected.data.iter().zip(&found.labels.data) {
+                let (a, b) = (Some(a) == e, Some(b) == f);
+                expected += usize::from(a);
+                hit += usize::from(b);
+                both += usize::from(a && b);
+            }
+            let side = s.side.map(|s| format!(", {}", s.word())).unwrap_or_default();
+            ParityFigure {
+                segment: format!("{}{side}", s.structure.key),
+                expected,
+                found: hit,
+                dice: 2.0 * both as f64 / (expected + hit).max(1) as f64,
+            }
+        });
+        figures.filter(|f| f.expected.max(f.found) >= LEAST_VOXELS).collect()
     }
 
     /// Segments the phantom with the engine that is to serve, and holds the result against the expected masks.
@@ -183,7 +191,7 @@ impl ParityCase {
             return Err("its labels are empty or name no segment".into());
         }
         let data = image.chunks_exact(2).map(|b| f32::from(u16::from_le_bytes([b[0], b[1]]))).collect();
-        Ok(ParityCase {
+        let case = ParityCase {
             volume: Volume { geometry: meta.geometry.clone(), data },
             expected: LabelMap { geometry: meta.geometry, data: labels },
             segments: meta.segments,
@@ -191,8 +199,18 @@ impl ParityCase {
             seed: meta.seed,
             least_dice: meta.least_dice,
             every_structure: meta.every_structure,
-        })
+        };
+        match case.segments.iter().any(|s| case.tells(s)) {
+            true => Ok(case),
+            false => Err(format!("no segment of it has {LEAST_VOXELS} voxels: it would prove nothing")),
+        }
     }
+}
+
+/// Keys of the task's structures that no image shows well enough to say something.
+pub fn untold<'a>(cases: &[ParityCase], task: &'a Task) -> Vec<&'a str> {
+    let tells = |key: &str| cases.iter().any(|c| c.segments.iter().any(|s| s.structure.key == key && c.tells(s)));
+    task.structures.iter().map(|s| s.key.as_str()).filter(|key| !tells(key)).collect()
 }
 
 fn options(threads: usize, every_structure: bool) -> SegmentOptions {
@@ -200,41 +218,56 @@ fn options(threads: usize, every_structure: bool) -> SegmentOptions {
 }
 
 /// Makes parity images: phantoms of these seeds and what the segmenter makes of them. Where the classifier does not see every
-/// structure in any of them, as with adapters that learnt on patients, it is not asked.
+/// structure in them, as with adapters that learnt on patients, it is not asked, if that shows more. See [`untold`] for structures
+/// that stay too small.
 ///
 /// # Errors
-/// [`Reason::Parity`] where a structure has no voxel in any image even so: such images would test nothing.
+/// [`Reason::Parity`] where fewer than half of the structures tell something even so.
 pub fn make_parity(segmenter: &Segmenter, seeds: &[u64], threads: usize) -> Result<Vec<ParityCase>, Refused> {
     let refuse = |what: String| {
         Refused::new(Reason::Parity, format!("no parity images: {what}"), "try other seeds with --parity-seeds")
     };
-    let mut last = String::from("no seed was given");
+    let task = &segmenter.model().task;
+    let mut best: Vec<ParityCase> = Vec::new();
+    let mut why = String::new();
     for every_structure in [false, true] {
         let mut cases = Vec::new();
         for &seed in seeds {
-            let options_of = PhantomOptions { seed, legs: PhantomLegs::Both, dims: DIMS, spacing: SPACING };
-            let phantom = Phantom::new(&options_of);
-            match segmenter.segment(&phantom.volume, None, &options(threads, every_structure), &|_| {}) {
-                Ok(s) if s.segments.is_empty() => {}
-                Ok(s) => cases.push(ParityCase {
-                    volume: phantom.volume,
-                    expected: s.labels,
-                    segments: s.segments,
-                    engine: s.engine,
-                    seed,
-                    least_dice: LEAST_DICE,
-                    every_structure,
-                }),
-                Err(e @ (PipelineError::NotThisTask { .. } | PipelineError::Legs(_))) => last = e.to_string(),
+            match case_of(segmenter, seed, every_structure, threads) {
+                Ok(case) => cases.extend(case.segments.iter().any(|s| case.tells(s)).then_some(case)),
+                Err(e @ (PipelineError::NotThisTask { .. } | PipelineError::Legs(_))) => why = format!(" ({e})"),
                 Err(e) => return Err(refuse(e.to_string())),
             }
         }
-        let seen = |key: &str| cases.iter().any(|c: &ParityCase| c.segments.iter().any(|s| s.structure.key == key));
-        match segmenter.model().task.structures.iter().find(|s| !seen(&s.key)) {
-            None if cases.len() == seeds.len() && !cases.is_empty() => return Ok(cases),
-            None => {}
-            Some(s) => last = format!("{} is found in no phantom", s.key),
+        if untold(&cases, task).len() < untold(&best, task).len() {
+            best = cases;
+        }
+        if untold(&best, task).is_empty() {
+            break;
         }
     }
-    Err(refuse(last))
+    let missing = untold(&best, task);
+    if best.is_empty() || 2 * missing.len() > task.structures.len() {
+        return Err(refuse(format!("in phantoms {seeds:?} too little is found of {}{why}", missing.join(", "))));
+    }
+    Ok(best)
+}
+
+fn case_of(
+    segmenter: &Segmenter,
+    seed: u64,
+    every_structure: bool,
+    threads: usize,
+) -> Result<ParityCase, PipelineError> {
+    let phantom = Phantom::new(&PhantomOptions { seed, legs: PhantomLegs::Both, dims: DIMS, spacing: SPACING });
+    let s = segmenter.segment(&phantom.volume, None, &options(threads, every_structure), &|_| {})?;
+    Ok(ParityCase {
+        volume: phantom.volume,
+        expected: s.labels,
+        segments: s.segments,
+        engine: s.engine,
+        seed,
+        least_dice: LEAST_DICE,
+        every_structure,
+    })
 }

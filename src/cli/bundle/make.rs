@@ -8,7 +8,7 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use crate::adapter::Adapter;
-use crate::adapter::bundle::{Draft, Evidence, EvidenceFigure, EvidenceRow, FEATURES, Requires, make_parity};
+use crate::adapter::bundle::{Draft, Evidence, EvidenceFigure, EvidenceRow, FEATURES, Requires, make_parity, untold};
 use crate::adapter::trust::{Stamp, write_durably};
 use crate::cli::evaluate::base_weights;
 use crate::cli::keys::read_roots;
@@ -81,6 +81,10 @@ pub(super) fn run(args: &MakeArgs) -> anyhow::Result<ExitCode> {
     let segmenter = Segmenter::new(Box::new(EngineNetworks::cpu(&base, &adapter, 1)?), adapter.model_info()?)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let parity = make_parity(&segmenter, &args.parity_seeds, threads)?;
+    let missing = untold(&parity, &adapter.meta.task).join(", ");
+    if !missing.is_empty() {
+        println!("note: the parity images show too little of {missing} to test it; --parity-seeds chooses others");
+    }
     let draft = Draft {
         name: args.name.clone().unwrap_or_else(|| adapter.meta.name.clone()),
         adapter,

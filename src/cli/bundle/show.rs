@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use crate::adapter::bundle::{Change, EvidenceFigure, Unverified, differences};
+use crate::adapter::bundle::{Change, EvidenceFigure, Unverified, differences, untold};
 use crate::adapter::trust::{RoleName, Root, Signed, TrustStore};
 use crate::cli::ConfigArgs;
 use crate::clock::Clock;
@@ -114,6 +114,10 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
             "parity",
             format!("phantom {}, {} segments, Dice {}{how}", case.seed, case.segments.len(), case.least_dice),
         );
+    }
+    let missing = untold(&parity, &adapter.meta.task).join(", ");
+    if !missing.is_empty() {
+        line("", format!("too little of {missing} in them to test it"));
     }
     line("changed", if a.note.is_empty() { "(the maker left no note)".into() } else { a.note.clone() });
     line("roots", bundle.roots.roots().iter().map(|r| r.signed.version.to_string()).collect::<Vec<_>>().join(", "));
