@@ -101,8 +101,12 @@ printf 'for-the-test\n' >/etc/scanside/keys/observer.key
 # At the most talkative level, for the claim about the journal.
 mkdir -p /etc/systemd/system/scanside.service.d
 printf '[Service]\nEnvironment=SCANSIDE_LOG=trace\n' >/etc/systemd/system/scanside.service.d/test.conf
-# Emulated processes cannot be handed credentials (qemu-user lacks a mount call that systemd makes).
-[ "$mode" != quick ] || printf 'LoadCredential=\nSetCredential=\n' >>/etc/systemd/system/scanside.service.d/test.conf
+# Emulated processes cannot be handed credentials or a network of their own (qemu-user lacks what systemd calls for them).
+if [ "$mode" = quick ]; then
+    printf 'LoadCredential=\nSetCredential=\n' >>/etc/systemd/system/scanside.service.d/test.conf
+    mkdir -p /etc/systemd/system/scanside-retention.service.d
+    printf '[Service]\nPrivateNetwork=no\n' >/etc/systemd/system/scanside-retention.service.d/test.conf
+fi
 systemctl daemon-reload
 mkdir -p archive
 (cd archive && exec storescp --fork -aet PACS -od . 10400 >/dev/null 2>&1) &
@@ -194,7 +198,7 @@ claim "installed again, it goes on with its state" again
 claim "the package is purged" dpkg --purge scanside
 purged() {
     ! [ -e /etc/scanside ] && ! [ -e /var/lib/scanside ] && ! [ -e /var/cache/scanside ] &&
-        ! find /etc/systemd/system /var/lib/systemd -name 'scanside*' -not -path '*/scanside.service.d*' | grep .
+        ! find /etc/systemd/system /var/lib/systemd -name 'scanside*' -not -path '*.service.d*' | grep .
 }
 claim "no configuration, key, image or link is left" purged
 

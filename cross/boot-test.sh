@@ -3,7 +3,7 @@
 #
 # systemd-nspawn boots a fresh root with systemd as its first process, cross/boot-claims.sh runs inside and prints one line per claim;
 # this fails when one is not shown. The packages of cross/package.sh (revisions 1 and 2) must lie in target/cross. On an x86-64 machine the
-# arm64 root runs under qemu-user: there systemd's system call filter has no effect, in the amd64 root it has. With --machine an arm64 kernel
+# arm64 root runs under qemu-user: there system call filter, credentials and private networks have no effect, in the amd64 root they have. With --machine an arm64 kernel
 # boots the same root in an emulated machine, where everything has its effect; slower.
 . "$(dirname "$0")/lib.sh"
 
