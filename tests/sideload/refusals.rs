@@ -32,7 +32,7 @@ fn each_refusal_leaves_the_old_adapter_and_nothing_behind() {
         ("changed", changed, 27),
         ("unsigned", unsigned.clone(), 30),
         ("one-signature", sign(unsigned, &host.release_keys[..1]), 32),
-        ("stranger", Host::new(101).bundle(2), 31),
+        ("stranger", Host::new(101).bundle(2), 35),
         ("expired", host.sign(&expired), 40),
         ("foreign", host.sign(&foreign), 53),
         ("greedy", host.sign(&greedy), 52),
