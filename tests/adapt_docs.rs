@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use scanside::model::weights;
 use scanside::train::TrainSettings;
 
-/// The page's shell blocks, in order.
+/// The page's shell blocks, in order; `console` marks what needs more than an ordinary computer.
 fn blocks() -> Vec<String> {
     let page = include_str!("../docs/adapt.md");
     page.split("```sh\n").skip(1).map(|b| b.split("```").next().unwrap().to_string()).collect()
