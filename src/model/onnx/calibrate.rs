@@ -296,6 +296,9 @@ mod tests {
     }
 
     proptest! {
+        // The entropy rule tries two thousand ranges each time.
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         #[test]
         fn neither_order_nor_batches_matter(
             mut values in prop::collection::vec(-1e4f32..1e4, 2..300), small in 1e-6f32..1.0, cut in 0.0..1.0f64,
@@ -355,8 +358,9 @@ mod tests {
 
     #[test]
     fn the_least_error_is_the_least() {
-        let values: Vec<f32> =
-            (0..20_000).map(|i| ((i * 7919 % 20_000) as f32 / 20_000.0 - 0.5).powi(5) * 40.0).collect();
+        // Evenly spread, and five that are larger: to cut those off costs less than wider steps for all.
+        let mut values: Vec<f32> = (0..200_000).map(|i| i as f32 / 100_000.0 - 1.0).collect();
+        values.extend([1.3; 5]);
         let error = |range: f32| -> f64 {
             let step = range / BYTE;
             let round = |v: &f32| (v / step).round().clamp(-BYTE, BYTE) * step;
