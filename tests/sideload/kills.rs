@@ -61,7 +61,8 @@ fn whatever_is_on_disk_goes_on() {
             if there || past || start.elapsed() > PATIENCE / 3 {
                 break;
             }
-            if series && start.elapsed() >= next {
+            // Not faster than they are segmented: what is tried gives way to them.
+            if series && start.elapsed() >= next && store.with_conn(|c| queue::waiting(c)).unwrap() == 0 {
                 seed += 1;
                 sent.push(site.send(seed).series_uid);
                 next = start.elapsed() + Duration::from_secs(12);

@@ -10,6 +10,7 @@ use super::serving::{Models, take_back};
 use super::{Begun, Here, shadow, why_of};
 use crate::adapter::bundle::Bundle as Opened;
 use crate::adapter::{Reason, Refused};
+use crate::daemon::busy::Patience;
 use crate::daemon::{Model, Shared};
 use crate::pipeline::Progress;
 use crate::store::bundles::{self, Bundle, Event, Facts, Stage, State, Why};
@@ -20,6 +21,8 @@ const LEAST_IOU: f64 = 0.98;
 const LOOK: Duration = Duration::from_millis(500);
 /// After an error of the store or the disk.
 const PAUSE: Duration = Duration::from_secs(2);
+/// A parity check gives way for so long at most: somebody stands before the box and waits.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Longest between two slices of a parity image or a series in shadow.
 const SILENCE: Duration = Duration::from_secs(600);
 /// Jobs whose time is usual.
@@ -430,13 +433,14 @@ pub(crate) fn served_case(job_id: i64, summary: &Value, now_ms: i64) -> bundles:
 /// Moves bundles while the service runs; gives way to series.
 pub(in crate::daemon) fn run(shared: &Shared) {
     let beat = shared.pulse.watch("candidate", SILENCE);
-    let progress = |_: Progress| {
-        beat.beat();
-        shared.busy.give_way(shared, &|| beat.beat());
-    };
     while !shared.stopping() {
         beat.beat();
         let here = shared.here();
+        let patience = Patience::new(PATIENCE);
+        let progress = |_: Progress| {
+            beat.beat();
+            shared.busy.give_way(shared, &patience, &|| beat.beat());
+        };
         let moved = Candidates { here, model: shared.models.factory(), progress: &progress }
             .step()
             .and_then(|moved| if moved { Ok(true) } else { Trial { shared, here, models: &shared.models }.step() });

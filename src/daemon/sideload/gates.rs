@@ -67,10 +67,10 @@ pub fn shadow(s: &Sideload, cases: &[Case]) -> Judgement {
             s.shadow_lost_score
         ));
     }
-    let ratio = median(
-        cases.iter().filter_map(|c| Some(c.candidate.seconds? / c.active.seconds.filter(|s| *s > 0.0)?)).collect(),
-    );
-    if let Some(r) = ratio.filter(|r| too_slow(s, *r, cases.len())) {
+    let timed: Vec<f64> =
+        cases.iter().filter_map(|c| Some(c.candidate.seconds? / c.active.seconds.filter(|s| *s > 0.0)?)).collect();
+    let (count, ratio) = (timed.len(), median(timed));
+    if let Some(r) = ratio.filter(|r| too_slow(s, *r, count)) {
         return fail(format!(
             "in shadow it takes {r:.2} times the active adapter's time; {:.2} are allowed",
             s.most_slowdown
@@ -163,6 +163,10 @@ mod tests {
         assert!(judge(&of("B", 80.0, 10.0, 0.7)).contains("Dice of 0.700"));
         assert!(judge(&of("B", 60.0, 10.0, 0.9)).contains("mean SegEx score is 60"));
         assert!(judge(&of("B", 80.0, 20.0, 0.9)).contains("2.00 times"));
+        // What was interrupted was not timed, and two times are too few.
+        let mut slow = of("B", 80.0, 20.0, 0.9);
+        slow[0].candidate.seconds = None;
+        assert!(judge(&slow).starts_with("passed"));
         let mut cases = of("B", 80.0, 10.0, 0.9);
         cases[0].problem = "engine".into();
         assert!(judge(&cases[..1]).contains("made no result"), "one is enough");

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::candidate::seconds_of;
+use crate::daemon::busy::Patience;
 use crate::daemon::{Model, Shared, worker};
 use crate::dicom::write::SegmentSpec;
 use crate::labels::LabelImage;
@@ -17,6 +18,8 @@ use crate::store::bundles::{self, Case, Stage, StructureDice};
 use crate::store::{StoreError, queue};
 use crate::terms::Side;
 
+/// A series in shadow gives way for so long at most.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Codes of cases that say nothing of the candidate.
 const NOT_COMPARABLE: &str = "not-comparable";
 
@@ -52,7 +55,7 @@ pub(super) fn run(shared: &Shared, model: &Model, job_id: i64) -> Result<Case, S
         }
     };
     let (outcome, seconds) = segment(shared, model, &volume);
-    case.candidate.seconds = Some(seconds);
+    case.candidate.seconds = seconds;
     match outcome {
         Err(code) => case.problem = code.into(),
         Ok(found) => {
@@ -72,19 +75,19 @@ pub(super) fn run(shared: &Shared, model: &Model, job_id: i64) -> Result<Case, S
     Ok(case)
 }
 
-/// Segments while no series waits; the seconds are those of computing alone.
-fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> (Result<Segmentation, &'static str>, f64) {
+/// Segments while no series is in work. Seconds are told only where it was not interrupted.
+fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> (Result<Segmentation, &'static str>, Option<f64>) {
     let started = Instant::now();
-    let away = shared.busy.total();
+    let patience = Patience::new(PATIENCE);
     let options = SegmentOptions { threads: model.threads, ..SegmentOptions::default() };
+    let alive = || shared.pulse.beat("candidate");
     let progress = |_: crate::pipeline::Progress| {
-        shared.pulse.beat("candidate");
-        shared.busy.give_way(shared, &|| shared.pulse.beat("candidate"));
+        alive();
+        shared.busy.give_way(shared, &patience, &alive);
     };
     let hint = volume.header.laterality;
     let done = catch_unwind(AssertUnwindSafe(|| model.segmenter.segment(&volume.volume, hint, &options, &progress)));
-    let waited = shared.busy.total().saturating_sub(away);
-    let seconds = started.elapsed().saturating_sub(waited).max(Duration::from_millis(1)).as_secs_f64();
+    let seconds = (!patience.was_tried()).then(|| started.elapsed().as_secs_f64());
     let outcome = match done {
         Ok(Ok(s)) => Ok(s),
         Ok(Err(e @ (PipelineError::Engine(_) | PipelineError::Model(_)))) => {

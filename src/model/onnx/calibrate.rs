@@ -296,6 +296,9 @@ mod tests {
     }
 
     proptest! {
+        // The entropy rule tries two thousand ranges each time.
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         #[test]
         fn neither_order_nor_batches_matter(
             mut values in prop::collection::vec(-1e4f32..1e4, 2..300), small in 1e-6f32..1.0, cut in 0.0..1.0f64,

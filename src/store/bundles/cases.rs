@@ -43,7 +43,7 @@ pub struct Side {
     pub score: Option<f64>,
     /// SegEx verdict, `A` to `D`; empty where there is none.
     pub verdict: String,
-    /// Seconds of computing.
+    /// Seconds of computing; none where it was interrupted.
     pub seconds: Option<f64>,
 }
 
