@@ -23,7 +23,7 @@ mkdir -p "$CROSS"
 # For cross/test.sh, which must build with the same flags.
 echo "$sysroot" >"$CROSS/sysroot"
 arm64_environment "$sysroot"
-build_appliance aarch64-linux-gnu-gcc --target $TRIPLE
+build_program aarch64-linux-gnu-gcc --no-default-features --target $TRIPLE
 program="$OUTPUT/$TRIPLE/release/scanside"
 aarch64-linux-gnu-readelf -h "$program" | grep -q AArch64 || die "$program is no arm64 program"
 check_glibc "$program"

@@ -61,15 +61,15 @@ arm64_environment() {
     export QEMU_LD_PREFIX=/usr/aarch64-linux-gnu
 }
 
-# Builds the appliance's program: $1 is the C compiler, the rest are options of cargo. The libraries are those of the ordinary build; only the
-# last step differs (cross/hypot.c).
-build_appliance() {
+# Builds the program of a package: $1 is the C compiler, the rest are options of cargo. The libraries are those of the ordinary build; only
+# the last step differs (cross/hypot.c).
+build_program() {
     local compiler=$1 object
     shift
     object="$CROSS/hypot-$("$compiler" -dumpmachine).o"
     mkdir -p "$CROSS"
     "$compiler" -O2 -fno-builtin -c cross/hypot.c -o "$object"
-    cargo rustc --release --locked --no-default-features --bin scanside "$@" -- -C link-arg="$object" >&2
+    cargo rustc --release --locked --bin scanside "$@" -- -C link-arg="$object" >&2
 }
 
 # Fails where a program asks for a newer C library than the oldest system that it is for.

@@ -1,5 +1,5 @@
 //! docs/adapt.md as a new user follows it: its commands in their order, with annotations in 3D Slicer's and OHIF's formats.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! A whole adaptation (coarse, pseudo-labels, fine) is repeatable, and one that was killed in any phase ends the same.
 #![cfg(feature = "train")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,5 +1,5 @@
 //! The whole job between real peers: dcmsend as the scanner, Orthanc as the archive, read back by dciodvfy and highdicom.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 #[path = "common/serve.rs"]

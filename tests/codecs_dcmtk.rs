@@ -1,6 +1,6 @@
 //! Compressed by DCMTK, decoded here: lossless syntaxes equal the original, lossy ones DCMTK's own decoding. And no
 //! spoilt file makes a decoder panic.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

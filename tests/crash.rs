@@ -1,7 +1,7 @@
 //! `kill -9` of the running service at random moments: nothing acknowledged is lost, no result is made twice.
 //!
 //! `SCANSIDE_KILLS` sets how often (12 unless told otherwise; docs/evidence/kill-9.md was made with 100).
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 #[path = "common/serve.rs"]

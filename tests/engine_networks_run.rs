@@ -1,7 +1,7 @@
 //! An adapter's three graphs on the embedded CPU engine behind the pipeline: shapes, determinism over threads, and a whole
 //! run on a small phantom. Weights are random: nothing is said about accuracy.
 #![cfg(feature = "train")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use scanside::adapter::{Adapter, AdapterMeta, FORMAT, Lora, Presence, Provenance};
 use scanside::engine::Tensor;

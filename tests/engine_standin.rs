@@ -1,5 +1,6 @@
 //! The TensorRT engine from end to end on a GPU that is none: build, add, list, verify, bench, check-gpu, serving, and everything that can
 //! go wrong on a box. tests/standin-gpu plays driver and TensorRT; the program itself is the one that ships.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "common/serve.rs"]
 mod serve;

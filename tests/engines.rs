@@ -1,5 +1,6 @@
 //! `engines/`: every manifest is whole, every graph has its sha256, a padded adapter gives the masks of the unpadded one, and the
 //! committed recipe's masks agree with FP32's on phantoms that it was not made with.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "train")]
 
 mod common;

@@ -1,5 +1,5 @@
 //! `scanside evaluate` as a user runs it: a page with pictures for the site, aggregates alone for others, a label-cost curve.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;
 use std::process::{Command, Output};

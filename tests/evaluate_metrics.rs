@@ -1,4 +1,5 @@
 //! The metrics agree with MONAI's and SimpleITK's on the same masks; where a convention differs, the test says by how much.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! An evaluation says what the masks are: with a network that reads painted intensities, every figure is known beforehand.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use scanside::engine::{EngineError, EngineIdentity, Tensor};
 use scanside::evaluate::{Evaluated, Evaluation, Prompt, Table, html, overlays};

@@ -1,4 +1,5 @@
 //! The statistics of the evidence are SciPy's.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

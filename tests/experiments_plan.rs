@@ -1,4 +1,5 @@
 //! The committed plan of the experiments is what the program can run, and asks for what was promised.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "train")]
 
 use scanside::experiment::Plan;

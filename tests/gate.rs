@@ -1,6 +1,6 @@
 //! The site's gate and its drift alerts, on the running service: nothing leaves in the pilot but to the researcher, a person's
 //! decisions bring the site into production, and a changed scanner is told of.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 #[path = "common/serve.rs"]

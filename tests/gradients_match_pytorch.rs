@@ -1,7 +1,7 @@
 //! The network's gradients, end to end, against PyTorch's on the same architecture, weights and loss. The reference was written by
 //! `tests/peers/train_step.py --reference`; no Python is needed here.
 #![cfg(feature = "train")]
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use scanside::engine::Tensor;
 use scanside::model::eager::{Eager, ParamStore, Var};

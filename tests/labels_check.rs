@@ -1,5 +1,5 @@
 //! Annotations as people make them wrong: each mistake is found, named with its slice and structure, and keeps training out.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! Leg finding and crops on real thigh series: the right leg's crop holds every labelled voxel of all subjects.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,5 +1,5 @@
 //! The phantom's DICOM files against peers: dciodvfy and dcentvfy find no error, pydicom reads the same geometry.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! The phantom's anatomy against real thighs: each muscle's share of the muscle area lies in the range that label maps of
 //! real thighs show at mid-thigh, and the leg finder and crops work on it.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! FP16 and INT8 graphs beside the FP32 ones they are made of: masks must agree on ONNX Runtime and on the embedded engine, and NVIDIA's
 //! parser and builder must take them (tests/tensorrt_nvidia.rs). Phantoms and the shipped phantom adapter; real data is evidence's part.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 #![cfg(feature = "train")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! DCMTK as our sender and as our archive.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 mod receive_common;

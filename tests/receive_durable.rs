@@ -1,4 +1,5 @@
 //! 0000 means durable: what was answered is on disk and in the database, whatever happens afterwards.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod receive_common;
 

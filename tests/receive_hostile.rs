@@ -1,4 +1,5 @@
 //! Hostile and odd input at the network door: each item is a named test on a raw socket.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod receive_common;
 

@@ -1,6 +1,6 @@
 //! With an adapter, the three graphs give the same on rten, on ONNX Runtime and in the eager interpreter that trains.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

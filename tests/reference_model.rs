@@ -1,6 +1,6 @@
 //! The network agrees with upstream's PyTorch: embedding, masks and IoU, from our ONNX on rten and on ONNX Runtime.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

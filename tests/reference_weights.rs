@@ -1,6 +1,6 @@
 //! The base weights: fetched by the ordinary client, converted, equal to what was pinned.
 
-#![allow(clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

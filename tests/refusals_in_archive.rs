@@ -1,6 +1,6 @@
 //! What must not be segmented: each such series ends as a code in `scanside status` and as a text report in the archive,
 //! never as a mask.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 #[path = "common/serve.rs"]

@@ -1,4 +1,5 @@
 //! The results as other people's programs see them: dciodvfy, dcentvfy, dsrdump, highdicom, dcmqi.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

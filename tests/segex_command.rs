@@ -1,4 +1,5 @@
 //! `scanside segex` as a site runs it on a segmentation from elsewhere: grades, truth, structured report, form, agreement.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! SegEx without ground truth on known truth and on masks spoilt in known ways: good masks are graded well, and each kind
 //! of damage lowers the criterion that is meant to see it.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

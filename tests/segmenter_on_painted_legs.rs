@@ -1,6 +1,6 @@
 //! The pipeline from a volume to graded labels with a network that reads painted intensities, so that every step but the
 //! network itself is held against known truth: sides, mirroring, grids, presence, refusals, numbering, grading.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use scanside::engine::{EngineError, EngineIdentity, Tensor};
 use scanside::image::{Geometry, LabelMap, Plane, Volume};

@@ -1,6 +1,6 @@
 //! Real series: every OAI thigh assembles to its grid whatever the order of its files; a calf and other parts of the
 //! body are refused in words.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

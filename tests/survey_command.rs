@@ -1,5 +1,5 @@
 //! `scanside survey` as a user runs it: volumes without labels, a labelled one beside them, and one that shows no thigh.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::process::Command;
 

@@ -1,5 +1,6 @@
 //! The daemon under systemd: what it tells the service manager, and what the unit allows it. The units are read by systemd's own tools;
 //! without them this test says SKIPPED. cross/ has the test in a booted system.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;

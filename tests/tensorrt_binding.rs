@@ -1,6 +1,6 @@
 //! The TensorRT binding against stand-in libraries that this test compiles: the whole cycle on each version, and everything that can
 //! go wrong on a box. No GPU, no CUDA, no TensorRT is needed. tests/tensorrt_nvidia.rs has NVIDIA's own libraries.
-#![allow(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, unsafe_code)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,6 +1,6 @@
 //! The TensorRT binding against NVIDIA's own lean runtimes, 10.16 and 11.4, on a machine without a GPU: it loads, its log reaches ours,
 //! and the lack of CUDA is an error and no crash. tests/setup-nvidia.sh fetches them; without them this test says SKIPPED.
-#![allow(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, unsafe_code)]
 
 use std::path::PathBuf;
 use std::process::Command;

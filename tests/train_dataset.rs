@@ -1,4 +1,5 @@
 //! Real label files land on the right voxels of the right images.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

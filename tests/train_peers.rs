@@ -1,4 +1,5 @@
 //! Peers say the same: a DICOM SEG that highdicom wrote, and surface distances that SciPy computes.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! A training run is repeatable: the same seed gives the same bytes, and one that was interrupted ends the same.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

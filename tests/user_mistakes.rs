@@ -1,5 +1,5 @@
 //! A new user's mistakes: each gives one clear message that names the thing and the remedy.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 #[path = "common/serve.rs"]

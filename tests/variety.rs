@@ -1,5 +1,5 @@
 //! Every file of the variety set is decoded equal to pydicom, or refused with a reason that names the cause.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 

@@ -1,42 +1,6 @@
-//! The readers behind the signatures, and the container under a checksum that fits. The first byte chooses.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use scanside::adapter::Adapter;
-use scanside::adapter::bundle::{Archive, Evidence, Manifest, ParityCase, Unverified};
-use scanside::adapter::trust::{Root, Signed};
+#[path = "../targets.rs"]
+mod targets;
 
-/// A bundle of two files whose bytes are the input's.
-fn container(data: &[u8]) -> Option<Vec<u8>> {
-    let (length, rest) = data.split_at_checked(2)?;
-    let at = usize::from(u16::from_le_bytes([length[0], length[1]])).min(rest.len());
-    let files = [("manifest.json", &rest[..at]), ("roots/1.json", &rest[at..])];
-    Archive::write(&files.map(|(n, b)| (n.to_string(), b.to_vec()))).ok()
-}
-
-fuzz_target!(|data: &[u8]| {
-    let Some((which, data)) = data.split_first() else { return };
-    match which % 6 {
-        0 => {
-            if let Ok(m) = Manifest::read(data) {
-                assert_eq!(m.to_bytes(), data, "two ways to write one manifest");
-                let _ = m.signed.id();
-            }
-        }
-        1 => {
-            if let Ok(root) = Signed::<Root>::read(data) {
-                assert_eq!(root.to_bytes(), data, "two ways to write one root");
-                let _ = root.advance(&root);
-            }
-        }
-        2 => drop(Evidence::from_bytes(data)),
-        3 => {
-            if let Ok(case) = ParityCase::from_bytes(data) {
-                assert_eq!(case.volume.data.len(), case.expected.data.len());
-                let _ = case.to_bytes();
-            }
-        }
-        4 => drop(Adapter::from_bytes(data)),
-        _ => drop(container(data).map(|bytes| Unverified::parse(bytes).and_then(|u| u.contents()))),
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| targets::bundle_parts(data));

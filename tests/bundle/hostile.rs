@@ -6,6 +6,7 @@ use scanside::adapter::trust::{SecretKey, TrustState};
 
 use crate::fixture::{BASE, Host, files, forge};
 use crate::refusals::Box;
+use crate::targets;
 
 /// A header with anything in it and a checksum that fits.
 fn header(name: &[u8], size: u64, kind: u8) -> Vec<u8> {
@@ -134,6 +135,10 @@ fn small(host: &Host) -> Vec<u8> {
     host.bundle(1)
 }
 
+/// The parts of a bundle in the order of `targets::bundle_parts`.
+const PARTS: [&str; 5] =
+    ["manifest.json", "roots/1.json", "evidence.json", "parity/1.safetensors", "adapter.safetensors"];
+
 /// The bounded part of what `fuzz/` does without end: damage of the kinds that fuzzers find, at places that matter. Nothing but the
 /// bundle itself is ever accepted, and nothing panics.
 #[test]
@@ -188,6 +193,7 @@ fn ten_thousand_mutations_are_all_refused() {
                 break;
             }
         }
+        targets::bundle(&bytes);
         assert!(bytes == good || judge(bytes).is_err(), "round {round}: something else than the bundle was accepted");
     }
 }
@@ -214,6 +220,10 @@ fn mutated_parts_under_good_signatures_never_panic() {
             0 => data[at] = rng.random(),
             1 => data.truncate(at),
             _ => data[at] ^= 1 << rng.random_range(0..8),
+        }
+        // The same target as libFuzzer's, which asks for the kind of part in its first byte.
+        if let Some(kind) = PARTS.iter().position(|n| *n == parts[which].0) {
+            targets::bundle_parts(&[&[kind as u8], parts[which].1.as_slice()].concat());
         }
         let forged = forge(&good, &keys, parts, |_| {});
         let Ok(unverified) = Unverified::parse(forged.clone()) else {
@@ -242,11 +252,7 @@ fn seeds_for_fuzzing() {
     write("bundle", "good", &good);
     write("bundle", "unsigned", &host.draft(1).to_bytes().unwrap());
     let archive = Archive::parse(good).unwrap();
-    for (which, name) in
-        ["manifest.json", "roots/1.json", "evidence.json", "parity/1.safetensors", "adapter.safetensors"]
-            .iter()
-            .enumerate()
-    {
+    for (which, name) in PARTS.iter().enumerate() {
         let bytes = [&[which as u8], archive.get(name).unwrap()].concat();
         write("bundle_parts", &name.replace('/', "-"), &bytes);
     }

@@ -1,7 +1,7 @@
 //! Adapter bundles on the running service: in by file and stick, tried, committed, taken back; lost power, full disk, refusals.
 //!
-//! `SCANSIDE_KILLS` sets how often the service is killed, `SCANSIDE_SWAPS` how often the adapter is changed under load.
-#![allow(clippy::unwrap_used)]
+//! `SCANSIDE_KILLS` sets how often the service is killed, `SCANSIDE_SWAP_SERIES` how many series come while the adapter changes.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../common/bundle.rs"]
 mod bundle;
