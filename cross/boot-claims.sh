@@ -149,6 +149,17 @@ claim "the journal has its messages with fields (SCANSIDE_JOB, SCANSIDE_ASSOCIAT
 no_patient() { ! journalctl -o export --no-pager | grep -a -E 'PHANTOM\^|PHANTOM-[0-9]' && journalctl -u scanside -o export --no-pager | grep -a -q "$one"; }
 claim "no patient's name or id is in the journal, at the most talkative level" no_patient
 
+### A release by the drop folder
+if [ "$mode" = full ]; then
+    claim "the first root is trusted" scanside keys trust 1.root.json
+    claim "the sideload watch is switched on" systemctl enable --now scanside-sideload.path
+    # In one piece, as docs/sideload.md asks of whatever fills the folder.
+    cp adapter.bundle /var/lib/scanside/drop/.part && mv /var/lib/scanside/drop/.part /var/lib/scanside/drop/thigh-2.bundle
+    taken() { [ -z "$(ls /var/lib/scanside/drop)" ] && scanside adapters | grep -E '2 .*shadow'; }
+    claim "a signed bundle in the folder is taken, makes its own masks on this box, and runs in shadow" within "$PATIENCE" taken
+    [ -n "$(ls /var/lib/scanside/drop)" ] && journalctl -u scanside-sideload -n 20 --no-pager
+fi
+
 ### kill -9
 before=$(pid)
 DEADLINE=$((SECONDS + PATIENCE))

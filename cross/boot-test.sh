@@ -50,6 +50,21 @@ if [ "$architecture" != "$native" ] && [ -e "$CROSS/programs/scanside-$native" ]
         as_root "$CROSS/programs/scanside-$native" phantom --seed $seed --out "$root/boot-test/p$seed" >/dev/null
     done
 fi
+# A signed release of the phantom's adapter, by keys that live as long as this test.
+if [ "$mode" = full ]; then
+    program="$CROSS/programs/scanside-$native"
+    release=$(mktemp -d)
+    year=$(date -u +%Y)
+    for key in anna ben; do "$program" keys generate "$release/$key" >&2; done
+    "$program" keys root make --roots "$release/roots" --root-key "$release/anna.pub.pem" --root-key "$release/ben.pub.pem" \
+        --release-key "$release/anna.pub.pem" --release-key "$release/ben.pub.pem" --expires $((year + 5))-01-01 >&2
+    for key in anna ben; do "$program" keys root sign --roots "$release/roots" --key "$release/$key.pem" >&2; done
+    "$program" bundle make --adapter adapters/thigh-phantom.safetensors --evidence docs/evidence/phantom-adapter.json \
+        --roots "$release/roots" --version 2 --expires $((year + 1))-12-31 --note "boot test" --out "$release/adapter.bundle" >&2
+    for key in anna ben; do "$program" bundle sign "$release/adapter.bundle" --key "$release/$key.pem" >&2; done
+    as_root cp "$release/adapter.bundle" "$release/roots/1.root.json" "$root/boot-test/"
+    rm -rf "$release"
+fi
 echo "$mode" | as_root tee "$root/boot-test/mode" >/dev/null
 as_root tee "$root/etc/systemd/system/boot-test.service" >/dev/null <<EOF
 [Unit]

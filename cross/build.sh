@@ -24,7 +24,7 @@ mkdir -p "$CROSS"
 echo "$sysroot" >"$CROSS/sysroot"
 arm64_environment "$sysroot"
 build_program aarch64-linux-gnu-gcc --no-default-features --target $TRIPLE
-program="$OUTPUT/$TRIPLE/release/scanside"
+program="$ARM64_PROGRAM"
 aarch64-linux-gnu-readelf -h "$program" | grep -q AArch64 || die "$program is no arm64 program"
 check_glibc "$program"
 if grep -aqF -e "$PWD/" -e "$HOME/.cargo/" "$program"; then

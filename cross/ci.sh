@@ -2,7 +2,7 @@
 # Everything that is claimed of the appliance's build, package and units, from a bare Debian: each step with its time.
 . "$(dirname "$0")/lib.sh"
 
-export CROSS_STD_FROM_SOURCE=1
+export CROSS_STD_FROM_SOURCE=1 CROSS_DENY_WARNINGS=1
 table=()
 begun=$SECONDS
 step() {

@@ -7,9 +7,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 TRIPLE=aarch64-unknown-linux-gnu
 # JetPack 6 is Ubuntu 22.04 (glibc 2.35); JetPack 7 has 2.39, JetPack 5 (2.31) is not supported.
 GLIBC_MOST=2.34
-# Everything that these scripts make, but for cargo's own output.
+# Everything that these scripts make, but for the ordinary build.
 CROSS="$PWD/target/cross"
 OUTPUT="${CARGO_TARGET_DIR:-$PWD/target}"
+# The arm64 build has a folder of its own, so that it can go on beside an ordinary one.
+ARM64_OUTPUT="$CROSS/arm64"
+ARM64_PROGRAM="$ARM64_OUTPUT/$TRIPLE/release/scanside"
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -54,6 +57,9 @@ arm64_environment() {
     [ -z "$1" ] || flags="--sysroot $1 --remap-path-prefix $1=/rust-sysroot"
     # No path of the building machine stays in the program.
     flags="$flags --remap-path-prefix $PWD=/scanside --remap-path-prefix ${CARGO_HOME:-$HOME/.cargo}=/cargo"
+    # Checks of ours deny what only users' newer compilers may warn of.
+    [ -z "${CROSS_DENY_WARNINGS:-}" ] || flags="$flags -D warnings"
+    export CARGO_TARGET_DIR="$ARM64_OUTPUT"
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="$flags"
     export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -L /usr/aarch64-linux-gnu"

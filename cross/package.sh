@@ -34,7 +34,7 @@ if [ "$architecture" = arm64 ]; then
     triple=$TRIPLE
     strip=aarch64-linux-gnu-strip
     [ -z "$build" ] || cross/build.sh >/dev/null
-    cp "$OUTPUT/$TRIPLE/release/scanside" "$programs/scanside-arm64"
+    cp "$ARM64_PROGRAM" "$programs/scanside-arm64"
     emulation
 else
     triple=x86_64-unknown-linux-gnu

@@ -9,18 +9,22 @@ emulation
 arm64_environment "$(cat "$CROSS/sysroot")"
 
 ### The project's own tests
-# Rooms whose unit tests take seconds under emulation: bytes that come in, state, geometry, both sides of the vector units.
-tests=(--lib --test receive_dcmtk --test receive_durable --test receive_hostile --test codecs_dcmtk --test series_real)
+# Rooms whose unit tests take seconds under emulation: bytes that come in, state, geometry, both sides of the vector units, bundles; and
+# NVIDIA's own arm64 libraries.
+tests/setup-nvidia.sh aarch64 || say "SKIPPED: NVIDIA's arm64 libraries could not be fetched (tests/setup-nvidia.sh)"
+tests=(--lib --test receive_dcmtk --test receive_durable --test receive_hostile --test codecs_dcmtk --test series_real --test tensorrt_nvidia)
 skipped=(
     # They train or run whole networks.
-    --skip model:: --skip pipeline:: --skip adapter:: --skip segex:: --skip engine::tensorrt
+    --skip model:: --skip pipeline:: --skip adapter:: --skip segex:: --skip daemon::drift --skip engine::tensorrt
+    # TensorRT-RTX is not made for arm64.
+    --skip nvidias_parser_and_builder_take_our_graphs
     # Measures this process's memory, which is the emulator's here.
     --skip a_pdu_that_claims_a_gigabyte_and_a_half_is_aborted
 )
 cargo test --release --locked --no-default-features --target $TRIPLE "${tests[@]}" -- "${skipped[@]}"
 
 ### The program and DCMTK
-program="$OUTPUT/$TRIPLE/release/scanside"
+program="$ARM64_PROGRAM"
 dir=$(mktemp -d)
 server=
 finish() {

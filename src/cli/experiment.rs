@@ -185,8 +185,13 @@ fn execute(args: &RunArgs) -> anyhow::Result<ExitCode> {
             eprintln!("time is up: {done} runs made, {} left; the same command goes on", keys.len() - i);
             break;
         }
-        let left = if done > 0 { minutes / done as f64 * (keys.len() - i) as f64 } else { f64::NAN };
-        eprintln!("[{}/{}] {} ({minutes:.0} min so far, about {left:.0} left)", i + 1, keys.len(), key.stem());
+        // Known once a run was made.
+        let left = if done > 0 {
+            format!(" ({minutes:.0} min so far, about {:.0} left)", minutes / done as f64 * (keys.len() - i) as f64)
+        } else {
+            String::new()
+        };
+        eprintln!("[{}/{}] {}{left}", i + 1, keys.len(), key.stem());
         let record = lab.run(arm, key, &args.commit, &args.work, &mut |t| match t {
             Told::Training(Event::Step(p)) if p.step % 100 == 0 => {
                 eprintln!("  step {}/{}: loss {:.3}", p.step, p.steps, p.losses.total);

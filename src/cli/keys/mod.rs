@@ -14,8 +14,8 @@ use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 
 #[cfg(feature = "train")]
-use crate::adapter::trust::Chain;
-use crate::adapter::trust::{CommandSigner, MAX_ROOT_BYTES, PublicKey, Root, SecretKey, Signed, Signer};
+use crate::adapter::trust::{Chain, CommandSigner, Signer};
+use crate::adapter::trust::{MAX_ROOT_BYTES, PublicKey, Root, SecretKey, Signed};
 
 #[derive(Args, Debug)]
 pub(super) struct KeysArgs {
@@ -49,6 +49,7 @@ struct ShowArgs {
 }
 
 /// Who signs.
+#[cfg(feature = "train")]
 #[derive(Args, Debug)]
 #[group(skip)]
 pub(super) struct SignerArgs {
@@ -63,6 +64,7 @@ pub(super) struct SignerArgs {
     public: Option<PathBuf>,
 }
 
+#[cfg(feature = "train")]
 impl SignerArgs {
     /// The signer.
     ///
