@@ -14,7 +14,7 @@ case "$architecture ${2:-}" in
 "arm64 --machine") mode=machine machine=1 ;;
 *) die "usage: cross/boot-test.sh [amd64|arm64 [--machine]]" ;;
 esac
-packages mmdebstrap systemd-container xz-utils
+packages systemd-container xz-utils
 native=$(dpkg --print-architecture)
 [ "$architecture" = "$native" ] || emulation
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
@@ -26,15 +26,7 @@ done
 weights="${SCANSIDE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/scanside}/mobile_sam.safetensors"
 [ -e "$weights" ] || die "the base weights are missing: scanside weights fetch"
 
-# The root without the package, made once.
-base="$CROSS/roots/$architecture.tar"
-mkdir -p "$CROSS/roots"
-if [ ! -s "$base" ]; then
-    say "making a root of Debian for $architecture"
-    as_root mmdebstrap --quiet --arch="$architecture" --variant=minbase --include=systemd-sysv,dbus,dcmtk,jq,procps \
-        bookworm "$base.part" "$(debian_mirror)" || die "no root of Debian for $architecture"
-    mv -f "$base.part" "$base"
-fi
+base=$(debian_root "$architecture")
 root=$(mktemp -d "$CROSS/boot-$architecture.XXXXXX")
 chmod 755 "$root"
 trap 'as_root rm -rf "$root"' EXIT

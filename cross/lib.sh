@@ -111,3 +111,17 @@ private_apt() { # suite architecture
         -o APT::Sandbox::User=root -o "APT::Architecture=$2" -o "APT::Architectures=$2")
     apt-get "${private_apt[@]}" update -qq >&2 || die "the lists of $1 cannot be read from $mirror"
 }
+
+# A Debian root with systemd as a tar archive, made once; prints its path.
+debian_root() { # architecture
+    local base="$CROSS/roots/$1.tar"
+    packages mmdebstrap
+    mkdir -p "$CROSS/roots"
+    if [ ! -s "$base" ]; then
+        say "making a root of Debian for $1"
+        as_root mmdebstrap --quiet --arch="$1" --variant=minbase --include=systemd-sysv,dbus,dcmtk,jq,procps \
+            bookworm "$base.part" "$(debian_mirror)" >&2 || die "no root of Debian for $1"
+        mv -f "$base.part" "$base"
+    fi
+    echo "$base"
+}

@@ -35,7 +35,7 @@ fn each_result_is_that_of_one_adapter_alone() {
                 let said = site.said(&["adapters", "rollback", to]);
                 assert!(said.contains("serves from the next series on"), "{said}");
                 n += 1;
-                std::thread::sleep(std::time::Duration::from_millis(rng.random_range(0..3000)));
+                std::thread::sleep(std::time::Duration::from_millis(rng.random_range(1000..5000)));
             }
             n
         });
