@@ -23,8 +23,7 @@ mkdir -p "$CROSS"
 # For cross/test.sh, which must build with the same flags.
 echo "$sysroot" >"$CROSS/sysroot"
 arm64_environment "$sysroot"
-build_program aarch64-linux-gnu-gcc --no-default-features --target $TRIPLE
-program="$ARM64_PROGRAM"
+program=$(build_program arm64 aarch64-linux-gnu-gcc --no-default-features --target $TRIPLE)
 aarch64-linux-gnu-readelf -h "$program" | grep -q AArch64 || die "$program is no arm64 program"
 check_glibc "$program"
 if grep -aqF -e "$PWD/" -e "$HOME/.cargo/" "$program"; then

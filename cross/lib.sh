@@ -9,10 +9,10 @@ TRIPLE=aarch64-unknown-linux-gnu
 GLIBC_MOST=2.34
 # Everything that these scripts make, but for the ordinary build.
 CROSS="$PWD/target/cross"
-OUTPUT="${CARGO_TARGET_DIR:-$PWD/target}"
 # The arm64 build has a folder of its own, so that it can go on beside an ordinary one.
 ARM64_OUTPUT="$CROSS/arm64"
-ARM64_PROGRAM="$ARM64_OUTPUT/$TRIPLE/release/scanside"
+# The packages' programs, put aside as soon as they are linked: cargo links its own anew for every test.
+PROGRAMS="$CROSS/programs"
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -67,15 +67,20 @@ arm64_environment() {
     export QEMU_LD_PREFIX=/usr/aarch64-linux-gnu
 }
 
-# Builds the program of a package: $1 is the C compiler, the rest are options of cargo. The libraries are those of the ordinary build; only
-# the last step differs (cross/hypot.c).
+# Builds the program of a package and prints its path: $1 is the architecture, $2 the C compiler, the rest are options of cargo. The
+# libraries are those of the ordinary build; only the last step differs (cross/hypot.c).
 build_program() {
-    local compiler=$1 object
-    shift
+    local architecture=$1 compiler=$2 object made
+    shift 2
     object="$CROSS/hypot-$("$compiler" -dumpmachine).o"
     mkdir -p "$CROSS"
     "$compiler" -O2 -fno-builtin -c cross/hypot.c -o "$object"
-    cargo rustc --release --locked --bin scanside "$@" -- -C link-arg="$object" >&2
+    made=$(cargo rustc --release --locked --bin scanside --message-format=json-render-diagnostics "$@" -- -C link-arg="$object" |
+        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
+    [ -n "$made" ] || die "the program for $architecture could not be built"
+    mkdir -p "$PROGRAMS"
+    cp "$made" "$PROGRAMS/scanside-$architecture"
+    echo "$PROGRAMS/scanside-$architecture"
 }
 
 # Fails where a program asks for a newer C library than the oldest system that it is for.
@@ -120,8 +125,8 @@ debian_root() { # architecture
     if [ ! -s "$base" ]; then
         say "making a root of Debian for $1"
         as_root mmdebstrap --quiet --arch="$1" --variant=minbase --include=systemd-sysv,dbus,dcmtk,jq,procps \
-            bookworm "$base.part" "$(debian_mirror)" >&2 || die "no root of Debian for $1"
-        mv -f "$base.part" "$base"
+            bookworm "${base%.tar}.part.tar" "$(debian_mirror)" >&2 || die "no root of Debian for $1"
+        mv -f "${base%.tar}.part.tar" "$base"
     fi
     echo "$base"
 }

@@ -28,24 +28,18 @@ if ! "$CARGO_DEB" --version 2>/dev/null | grep -qF "$cargo_deb_version"; then
     rm -rf "$CROSS/tools/build"
 fi
 
-programs="$CROSS/programs"
-mkdir -p "$programs"
+program="$PROGRAMS/scanside-$architecture"
 if [ "$architecture" = arm64 ]; then
     triple=$TRIPLE
     strip=aarch64-linux-gnu-strip
     [ -z "$build" ] || cross/build.sh >/dev/null
-    cp "$ARM64_PROGRAM" "$programs/scanside-arm64"
     emulation
 else
     triple=x86_64-unknown-linux-gnu
     strip="strip"
-    if [ -n "$build" ]; then
-        # With the training host, which amd64 machines can be: the ordinary build but for its last step.
-        build_program gcc
-        cp "$OUTPUT/release/scanside" "$programs/scanside-amd64"
-    fi
+    # With the training host, which amd64 machines can be: the ordinary build but for its last step.
+    [ -z "$build" ] || build_program amd64 gcc >/dev/null
 fi
-program="$programs/scanside-$architecture"
 [ -e "$program" ] || die "$program is missing: leave out --no-build"
 
 # What the package says it depends on must be true of the program.

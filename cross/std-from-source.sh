@@ -36,7 +36,7 @@ say "building the standard library for $TRIPLE"
 # Stable cargo builds the library only when told that it may; the project itself is then built without this.
 (cd "$empty" && env -u RUSTFLAGS -u CARGO_TARGET_DIR RUSTC_BOOTSTRAP=1 __CARGO_TESTS_ONLY_SRC_ROOT="$source_root" \
     CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
-    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--remap-path-prefix $source_root=/rustc/library" \
+    CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--remap-path-prefix $source_root=/rustc/library --remap-path-prefix ${CARGO_HOME:-$HOME/.cargo}=/cargo" \
     cargo build --release --quiet --target $TRIPLE -Zbuild-std=std,panic_unwind,proc_macro,test >&2) ||
     die "the standard library could not be built"
 rm -rf "$sysroot"

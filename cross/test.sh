@@ -1,7 +1,15 @@
 #!/usr/bin/env bash
 # Runs the appliance's tests as arm64 programs under qemu-user, and lets DCMTK on this machine talk to the arm64 program. After
 # cross/build.sh. What trains, what only reads tables, and what needs minutes of emulated arithmetic is left to the native run.
+# Usage: cross/test.sh [--units]; with --units the library's unit tests too, for which it is compiled once more.
 . "$(dirname "$0")/lib.sh"
+
+units=
+case "${1:-}" in
+--units) units=--lib ;;
+"") ;;
+*) die "usage: cross/test.sh [--units]" ;;
+esac
 
 [ -e "$CROSS/sysroot" ] || die "cross/build.sh comes first"
 packages dcmtk jq xz-utils
@@ -9,13 +17,13 @@ emulation
 arm64_environment "$(cat "$CROSS/sysroot")"
 
 ### The project's own tests
-# Rooms whose unit tests take seconds under emulation: bytes that come in, state, geometry, both sides of the vector units, bundles; and
-# NVIDIA's own arm64 libraries.
+# What takes seconds under emulation: bytes that come in, state, geometry, both sides of the vector units; and NVIDIA's own arm64 libraries.
 tests/setup-nvidia.sh aarch64 || say "SKIPPED: NVIDIA's arm64 libraries could not be fetched (tests/setup-nvidia.sh)"
-tests=(--lib --test receive_dcmtk --test receive_durable --test receive_hostile --test codecs_dcmtk --test series_real --test tensorrt_nvidia)
+tests=(${units:+"$units"} --test receive_dcmtk --test receive_durable --test receive_hostile --test codecs_dcmtk --test series_real --test tensorrt_nvidia)
 skipped=(
     # They train or run whole networks.
     --skip model:: --skip pipeline:: --skip adapter:: --skip segex:: --skip daemon::drift --skip engine::tensorrt
+    --skip cli::engine --skip image::phantom
     # TensorRT-RTX is not made for arm64.
     --skip nvidias_parser_and_builder_take_our_graphs
     # Measures this process's memory, which is the emulator's here.
@@ -24,7 +32,7 @@ skipped=(
 cargo test --release --locked --no-default-features --target $TRIPLE "${tests[@]}" -- "${skipped[@]}"
 
 ### The program and DCMTK
-program="$ARM64_PROGRAM"
+program="$PROGRAMS/scanside-arm64"
 dir=$(mktemp -d)
 server=
 finish() {
