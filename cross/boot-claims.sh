@@ -151,7 +151,7 @@ claim "no patient's name or id is in the journal, at the most talkative level" n
 
 ### A release by the drop folder
 if [ "$mode" = full ]; then
-    claim "the first root is trusted" scanside keys trust 1.root.json
+    claim "the first root is trusted" scanside keys trust 1.root.json --fingerprint "$(cat fingerprint)"
     claim "the sideload watch is switched on" systemctl enable --now scanside-sideload.path
     # In one piece, as docs/sideload.md asks of whatever fills the folder.
     cp adapter.bundle /var/lib/scanside/drop/.part && mv /var/lib/scanside/drop/.part /var/lib/scanside/drop/thigh-2.bundle
