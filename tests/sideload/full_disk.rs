@@ -1,8 +1,15 @@
 //! A full disk: the bundle is refused, nothing stays behind, and once there is room the same command works.
 
+use std::io::Write;
+use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use crate::kit::{NONE, Site, releases};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::kit::{NONE, SHORT, Site, count, releases};
+use crate::lives::{end_well, lead};
 
 /// A small file system of its own, unmounted at the end.
 struct Tmpfs(std::path::PathBuf);
@@ -56,6 +63,49 @@ fn a_full_disk_refuses_and_loses_nothing() {
     std::fs::remove_file(&filler).unwrap();
     let _ = std::fs::remove_file(state.join("filler2"));
     site.until("committed", || (site.newest() == "committed").then_some(()));
+    drop(site);
+    drop(tmpfs);
+}
+
+const SEED: u64 = 20_261_129;
+
+/// Writes until nothing more fits.
+fn fill(state: &Path) {
+    let mut filler = std::fs::File::create(state.join("filler")).unwrap();
+    for piece in [1 << 16, 1 << 8, 1] {
+        while filler.write_all(&vec![1; piece]).is_ok() {}
+    }
+}
+
+/// Full to the last byte in every state, for moments and for seconds, sometimes with a kill in it.
+#[test]
+fn full_in_every_state_goes_on() {
+    let fills = count("SCANSIDE_FILLS", 7);
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=96m", "tmpfs"]).arg(&state).output();
+    if !mounted.as_ref().is_ok_and(|o| o.status.success()) {
+        println!("SKIPPED: no tmpfs can be mounted here (root is needed)");
+        return;
+    }
+    let tmpfs = Tmpfs(state.clone());
+    let mut site = Site::start_in(dir, state.clone(), SHORT);
+    let mut rng = ChaCha8Rng::seed_from_u64(SEED);
+    let mut lives = lead(&mut site, fills, SEED, &mut |site, _, n| {
+        fill(&state);
+        std::thread::sleep(Duration::from_millis(rng.random_range(0..4000)));
+        let killed = n % 3 == 2;
+        if killed {
+            site.kill();
+        }
+        std::fs::remove_file(state.join("filler")).unwrap();
+        if killed {
+            site.run();
+        }
+    });
+    let said = end_well(&site, &mut lives);
+    eprintln!("{fills} times full (seed {SEED}); the newest bundle was then: {said}");
     drop(site);
     drop(tmpfs);
 }

@@ -1,6 +1,6 @@
 //! Adapter bundles on the running service: in by file and stick, tried, committed, taken back; lost power, full disk, refusals.
 //!
-//! `SCANSIDE_KILLS` sets how often the service is killed, `SCANSIDE_SWAP_SERIES` how many series come while the adapter changes.
+//! `SCANSIDE_KILLS` and `SCANSIDE_FILLS` set how often the service is killed and its disk filled, `SCANSIDE_SWAP_SERIES` how many series come while the adapter changes.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../common/bundle.rs"]
@@ -9,6 +9,7 @@ mod full_disk;
 mod journey;
 mod kills;
 mod kit;
+mod lives;
 mod refusals;
 #[path = "../common/serve.rs"]
 mod serve;
