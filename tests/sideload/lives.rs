@@ -44,9 +44,11 @@ pub fn lead(site: &mut Site, strokes: usize, seed: u64, stroke: &mut dyn FnMut(&
     let mut sent = Vec::new();
     for n in 0..strokes {
         let target = STATES[n % STATES.len()];
-        // A new release once the last one has come to its end.
-        let ended = ["committed", "refused", "rolled-back"].contains(&site.newest().as_str());
-        if ended {
+        // A new release once the last one has come to its end, or past where the stroke is to fall: it takes that one's place.
+        let order = |state: &str| STATES.iter().position(|s| *s == state);
+        let newest = site.newest();
+        let past = order(&newest).is_none_or(|at| order(target).is_some_and(|to| at > to)) && newest != "none";
+        if past || newest == "committed" {
             version += 1;
             bundle = site.file(&format!("thigh-{version}.bundle"), &releases().bundle(version));
         }
@@ -61,8 +63,8 @@ pub fn lead(site: &mut Site, strokes: usize, seed: u64, stroke: &mut dyn FnMut(&
             let rows = store.with_conn(|c| bundles::list(c, 1)).unwrap();
             let at = rows.first().map_or("none", |b| b.state.word());
             let there = at == target && (rows[0].version == version || target == "received");
-            let past = rows.first().is_some_and(|b| b.version == version && !b.state.under_way());
-            if there || past || start.elapsed() > PATIENCE / 3 {
+            let ended = rows.first().is_some_and(|b| b.version == version && !b.state.under_way());
+            if there || ended || start.elapsed() > PATIENCE / 3 {
                 break;
             }
             // Not faster than they are segmented: what is tried gives way to them.
