@@ -153,7 +153,7 @@ claim "no patient's name or id is in the journal, at the most talkative level" n
 if [ "$mode" = full ]; then
     claim "the first root is trusted" scanside keys trust 1.root.json --fingerprint "$(cat fingerprint)"
     claim "the sideload watch is switched on" systemctl enable --now scanside-sideload.path
-    # In one piece, as docs/sideload.md asks of whatever fills the folder.
+    # In one piece: the watch takes at once what lies there.
     cp adapter.bundle /var/lib/scanside/drop/.part && mv /var/lib/scanside/drop/.part /var/lib/scanside/drop/thigh-2.bundle
     taken() { [ -z "$(ls /var/lib/scanside/drop)" ] && scanside adapters | grep -E '2 .*shadow'; }
     claim "a signed bundle in the folder is taken, makes its own masks on this box, and runs in shadow" within "$PATIENCE" taken

@@ -17,12 +17,6 @@ esac
 packages systemd-container xz-utils
 native=$(dpkg --print-architecture)
 [ "$architecture" = "$native" ] || emulation
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
-first="$CROSS/scanside_$version-1_$architecture.deb"
-second="$CROSS/scanside_$version-2_$architecture.deb"
-for p in "$first" "$second"; do
-    [ -e "$p" ] || die "$p is missing: cross/package.sh $architecture [--revision 2]"
-done
 weights="${SCANSIDE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/scanside}/mobile_sam.safetensors"
 [ -e "$weights" ] || die "the base weights are missing: scanside weights fetch"
 
@@ -32,19 +26,18 @@ chmod 755 "$root"
 trap 'as_root rm -rf "$root"' EXIT
 as_root tar -x -f "$base" -C "$root" --exclude=./dev/*
 as_root mkdir -p "$root/boot-test"
-as_root cp "$first" "$root/boot-test/1.deb"
-as_root cp "$second" "$root/boot-test/2.deb"
+for revision in 1 2; do copy_package "$architecture" $revision "$root/boot-test/$revision.deb"; done
 as_root cp "$weights" "$root/boot-test/mobile_sam.safetensors"
 as_root cp cross/boot-claims.sh "$root/boot-test/"
 # Phantoms take minutes under emulation: this machine's own program makes them where it was built (cross/package.sh).
-if [ "$architecture" != "$native" ] && [ -e "$CROSS/programs/scanside-$native" ]; then
+if [ "$architecture" != "$native" ] && [ -e "$PROGRAMS/scanside-$native" ]; then
     for seed in 1 2 3; do
-        as_root "$CROSS/programs/scanside-$native" phantom --seed $seed --out "$root/boot-test/p$seed" >/dev/null
+        as_root "$PROGRAMS/scanside-$native" phantom --seed $seed --out "$root/boot-test/p$seed" >/dev/null
     done
 fi
 # A signed release of the phantom's adapter, by keys that live as long as this test.
 if [ "$mode" = full ]; then
-    program="$CROSS/programs/scanside-$native"
+    program="$PROGRAMS/scanside-$native"
     release=$(mktemp -d)
     year=$(date -u +%Y)
     for key in anna ben; do "$program" keys generate "$release/$key" >&2; done

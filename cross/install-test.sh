@@ -7,18 +7,13 @@
 
 architecture=${1:?usage: cross/install-test.sh arm64|amd64}
 [ "$architecture" = "$(dpkg --print-architecture)" ] || emulation
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 base=$(debian_root "$architecture")
 root=$(mktemp -d "$CROSS/install-$architecture.XXXXXX")
 chmod 755 "$root"
 trap 'as_root rm -rf "$root"' EXIT
 as_root tar -x -f "$base" -C "$root" --exclude=./dev/*
-for revision in 1 2; do
-    package="$CROSS/scanside_$version-${revision}_$architecture.deb"
-    [ -e "$package" ] || die "$package is missing: cross/package.sh $architecture [--revision 2]"
-    as_root cp "$package" "$root/$revision.deb"
-done
-# What runs inside; the first thing that is not so ends it.
+for revision in 1 2; do copy_package "$architecture" $revision "$root/$revision.deb"; done
+# What runs inside; the first thing that is not so ends it (but set -e passes over what begins with "!").
 as_root tee "$root/claims.sh" >/dev/null <<'EOF'
 set -eux
 dpkg -i /1.deb
@@ -34,17 +29,20 @@ touch /var/lib/scanside/state
 dpkg -i /2.deb
 grep -q '# the site' /etc/scanside/scanside.toml
 dpkg -r scanside
-! [ -e /usr/bin/scanside ]
+[ ! -e /usr/bin/scanside ]
 [ -e /var/lib/scanside/state ]
 grep -q '# the site' /etc/scanside/scanside.toml
 dpkg --purge scanside
-! [ -e /etc/scanside ]
-! [ -e /var/lib/scanside ]
+[ ! -e /etc/scanside ]
+[ ! -e /var/lib/scanside ]
 set +x
 echo "INSTALL-TEST END: installed, upgraded, removed and purged on $(uname -m)"
 EOF
 log="$CROSS/install-$architecture.log"
 # With /proc, which systemd-tmpfiles needs, mounted for this alone.
 # shellcheck disable=SC2016
-as_root unshare --mount sh -c 'mount -t proc proc "$1/proc" && exec chroot "$1" /bin/bash /claims.sh' sh "$root" >"$log" 2>&1 || { tail -5 "$log" >&2 && die "not shown; see $log"; }
+as_root unshare --mount sh -c 'mount -t proc proc "$1/proc" && exec chroot "$1" /bin/bash /claims.sh' sh "$root" >"$log" 2>&1 || {
+    tail -5 "$log" >&2
+    die "not shown; see $log"
+}
 grep '^INSTALL-TEST END:' "$log" || die "the test did not get to its end; see $log"

@@ -13,6 +13,7 @@ CROSS="$PWD/target/cross"
 ARM64_OUTPUT="$CROSS/arm64"
 # The packages' programs, put aside as soon as they are linked: cargo links its own anew for every test.
 PROGRAMS="$CROSS/programs"
+VERSION=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 
 say() { printf '%s\n' "$*" >&2; }
 die() {
@@ -129,4 +130,15 @@ debian_root() { # architecture
         mv -f "${base%.tar}.part.tar" "$base"
     fi
     echo "$base"
+}
+
+# Where the package of an architecture and revision lies.
+package_path() { echo "$CROSS/scanside_$VERSION-$2_$1.deb"; }
+
+# Copies the package of an architecture and revision, which cross/package.sh must have made, to a place in a root.
+copy_package() { # architecture revision place
+    local package
+    package=$(package_path "$1" "$2")
+    [ -e "$package" ] || die "$package is missing: cross/package.sh $1 [--revision 2]"
+    as_root cp "$package" "$3"
 }

@@ -58,14 +58,13 @@ rm -rf "$stage"
 mkdir -p "$stage"
 "$strip" -o "$stage/scanside" "$program"
 QEMU_LD_PREFIX=/usr/aarch64-linux-gnu "$program" manual --out "$stage/share"
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 date=$(git log -1 --format=%cD 2>/dev/null || date -R)
 SOURCE_DATE_EPOCH=$(date -d "$date" +%s)
 export SOURCE_DATE_EPOCH
 cat >"$stage/changelog" <<EOF
-scanside ($version-$revision) unstable; urgency=medium
+scanside ($VERSION-$revision) unstable; urgency=medium
 
-  * Version $version; changelog.gz says what changed and why.
+  * Version $VERSION; changelog.gz says what changed and why.
 
  -- Scanside maintainers <maintainers@scanside.invalid>  $date
 EOF
@@ -88,7 +87,7 @@ EOF
 cross/notices.py --target "$triple" --licences "$stage/LICENCES" --sbom "$stage/sbom.cdx.json"
 gzip -9n "$stage/LICENCES"
 
-package="$CROSS/scanside_$version-${revision}_$architecture.deb"
+package=$(package_path "$architecture" "$revision")
 rm -f "$package"
 "$CARGO_DEB" --quiet --no-build --no-strip --target "$triple" --deb-revision "$revision" --output "$package" >&2
 dpkg-deb -f "$package" Architecture | grep -qx "$architecture" || die "$package is not for $architecture"

@@ -9,7 +9,6 @@ tests/setup-nvidia.sh || echo "SKIPPED: NVIDIA's libraries could not be fetched 
 cargo fmt --check
 # With what trains on a GPU; libtorch itself is not needed for that (tests/cuda.sh runs it).
 cargo clippy --release --all-targets --features cuda,tch/doc-only -- -D warnings
-cargo test --release --no-run
 # The base weights once, so that tests in parallel find them in the cache.
 cargo run --release --quiet -- weights fetch
 # With the output of passing tests, so that what was skipped is seen.

@@ -14,6 +14,21 @@ use crate::lives::{end_well, lead};
 /// A small file system of its own, unmounted at the end.
 struct Tmpfs(std::path::PathBuf);
 
+impl Tmpfs {
+    /// A new folder `state` in `dir` with a file system of so many MiB; none, said aloud, where nothing can be mounted.
+    fn mount(dir: &Path, mib: usize) -> Option<Tmpfs> {
+        let state = dir.join("state");
+        std::fs::create_dir(&state).unwrap();
+        let size = format!("size={mib}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&state).output();
+        if mounted.as_ref().is_ok_and(|o| o.status.success()) {
+            return Some(Tmpfs(state));
+        }
+        println!("SKIPPED: no tmpfs can be mounted here (root is needed)");
+        None
+    }
+}
+
 impl Drop for Tmpfs {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.0).status();
@@ -23,14 +38,8 @@ impl Drop for Tmpfs {
 #[test]
 fn a_full_disk_refuses_and_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let state = dir.path().join("state");
-    std::fs::create_dir(&state).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m", "tmpfs"]).arg(&state).output();
-    if !mounted.as_ref().is_ok_and(|o| o.status.success()) {
-        println!("SKIPPED: no tmpfs can be mounted here (root is needed)");
-        return;
-    }
-    let tmpfs = Tmpfs(state.clone());
+    let Some(tmpfs) = Tmpfs::mount(dir.path(), 24) else { return };
+    let state = tmpfs.0.clone();
     let mut site =
         Site::start_in(dir, state.clone(), &NONE.replace("[sideload]", "[drift]\nenabled = false\n[sideload]"));
     let bundle = releases().bundle(2);
@@ -73,7 +82,8 @@ const SEED: u64 = 20_261_129;
 fn fill(state: &Path) {
     let mut filler = std::fs::File::create(state.join("filler")).unwrap();
     for piece in [1 << 16, 1 << 8, 1] {
-        while filler.write_all(&vec![1; piece]).is_ok() {}
+        let piece = vec![1; piece];
+        while filler.write_all(&piece).is_ok() {}
     }
 }
 
@@ -82,14 +92,8 @@ fn fill(state: &Path) {
 fn full_in_every_state_goes_on() {
     let fills = count("SCANSIDE_FILLS", 7);
     let dir = tempfile::tempdir().unwrap();
-    let state = dir.path().join("state");
-    std::fs::create_dir(&state).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=96m", "tmpfs"]).arg(&state).output();
-    if !mounted.as_ref().is_ok_and(|o| o.status.success()) {
-        println!("SKIPPED: no tmpfs can be mounted here (root is needed)");
-        return;
-    }
-    let tmpfs = Tmpfs(state.clone());
+    let Some(tmpfs) = Tmpfs::mount(dir.path(), 96) else { return };
+    let state = tmpfs.0.clone();
     let mut site = Site::start_in(dir, state.clone(), SHORT);
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let mut lives = lead(&mut site, fills, SEED, &mut |site, _, n| {

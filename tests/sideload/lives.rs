@@ -45,10 +45,10 @@ pub fn lead(site: &mut Site, strokes: usize, seed: u64, stroke: &mut dyn FnMut(&
     for n in 0..strokes {
         let target = STATES[n % STATES.len()];
         // A new release once the last one has come to its end, or past where the stroke is to fall: it takes that one's place.
-        let order = |state: &str| STATES.iter().position(|s| *s == state);
         let newest = site.newest();
-        let past = order(&newest).is_none_or(|at| order(target).is_some_and(|to| at > to)) && newest != "none";
-        if past || newest == "committed" {
+        let place = STATES.iter().position(|s| *s == newest);
+        let past = newest == "committed" || place.is_none_or(|at| at > n % STATES.len());
+        if newest != "none" && past {
             version += 1;
             bundle = site.file(&format!("thigh-{version}.bundle"), &releases().bundle(version));
         }
