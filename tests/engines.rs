@@ -10,7 +10,7 @@ use std::process::Command;
 
 use scanside::adapter::Adapter;
 use scanside::engine::cpu::CpuEngine;
-use scanside::model::network::{engine_shapes, padded};
+use scanside::model::network::{all_padded, engine_shapes};
 use scanside::model::onnx::{EngineManifest, Graph, Precision, Recipe, emit_all};
 use scanside::model::weights::{BaseWeights, MOBILE_SAM_SHA256, load_or_fetch};
 use scanside::pipeline::EngineNetworks;
@@ -116,7 +116,7 @@ fn padded_and_quantised_masks_agree() {
     let own = networks(&emit_all(&base, &shapes, size).unwrap(), &adapter);
     let graphs = m.graphs(&base).unwrap();
     let wanted = engine_shapes(m.structures, m.max_rank);
-    let larger = Adapter { tensors: padded(&adapter.tensors, &wanted, base.tensors()).unwrap(), ..adapter.clone() };
+    let larger = Adapter { tensors: all_padded(&adapter.tensors, &wanted, base.tensors()).unwrap(), ..adapter.clone() };
     let recipe = m.recipe(&folder).unwrap();
     let int8 = graphs.each_ref().map(|g| Precision::Int8.of(g, Some(&recipe)).unwrap());
     let (full, int8) = (networks(&graphs, &larger), networks(&int8, &larger));

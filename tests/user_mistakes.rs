@@ -48,6 +48,15 @@ fn an_unknown_key() {
 }
 
 #[test]
+fn a_reader_that_goes_away_as_head_does() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let out = scanside(&["validate", "--print"]).stdout(writer).output().unwrap();
+    assert_eq!(out.status.code(), Some(141), "as SIGPIPE");
+    assert_eq!(String::from_utf8_lossy(&out.stderr), "");
+}
+
+#[test]
 fn a_configuration_that_is_not_there() {
     fails(&scanside(&["validate", "-c", "/nowhere/box.toml"]).output().unwrap(), &["/nowhere/box.toml", "--config"]);
 }

@@ -149,9 +149,26 @@ impl ConfigArgs {
     }
 }
 
-/// Parses the command line and runs the command. Exit codes: 0 done, 1 failed with one message, 2 wrong usage,
+/// 128 + SIGPIPE, what a shell sees of a program that the signal ended.
+const NO_READER: i32 = 141;
+
+/// Where the reader of our output goes away, as `head` does, `println!` panics; the command ends there, as any other in a pipe, without a
+/// word. (Letting SIGPIPE itself end the program would end a daemon whose external signer or peer closes early.)
+fn end_quietly_without_reader() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>();
+        if said.is_some_and(|s| s.starts_with("failed printing to stdout: Broken pipe")) {
+            std::process::exit(NO_READER);
+        }
+        usual(panic);
+    }));
+}
+
+/// Parses the command line and runs the command. Exit codes: 0 done, 1 failed with one message, 2 wrong usage, 141 nobody reads its output,
 /// 20 and above a bundle or its trust was refused ([`Reason`](crate::adapter::Reason), docs/bundles.md).
 pub fn main() -> ExitCode {
+    end_quietly_without_reader();
     let cli = Cli::parse();
     logging::init();
     let outcome = match cli.command {

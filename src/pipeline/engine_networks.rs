@@ -6,7 +6,7 @@ use super::networks::{ClassifierOutput, DecoderOutput, Networks, planes};
 use crate::adapter::Adapter;
 use crate::engine::cpu::CpuEngine;
 use crate::engine::{Bound, Engine, EngineError, EngineIdentity, Tensor};
-use crate::model::network::{ShapeError, Shapes};
+use crate::model::network::{ShapeError, Shapes, padded, rank_axis};
 use crate::model::onnx::{BOXES, EMBEDDING, Graph, IMAGE, emit_classifier, emit_decoder, emit_encoder};
 use crate::model::weights::BaseWeights;
 
@@ -132,9 +132,9 @@ struct LoadedGraph {
 
 impl LoadedGraph {
     /// Binds an adapter whose shapes were found to be the graph's.
-    fn bind(&self, adapter: &Adapter, rank: usize) -> Result<Part, NetworksError> {
-        let tensors = adapter.tensors.iter().filter(|(n, _)| self.fixed.contains_key(*n));
-        let fixed = tensors.map(|(n, t)| (n.clone(), padded(n, t, rank))).collect();
+    fn bind(&self, adapter: &Adapter) -> Result<Part, NetworksError> {
+        let padded = |(n, shape): (&String, &Vec<usize>)| Some((n.clone(), padded_to(adapter, n, shape)?));
+        let fixed = self.fixed.iter().filter_map(padded).collect();
         Ok(Part { bound: self.engine.clone().bind(fixed)?, name: self.name })
     }
 }
@@ -171,9 +171,9 @@ impl LoadedGraphs {
             return Err(other(format!("it has no tensor {n}")));
         }
         Ok(EngineNetworks {
-            encoder: self.encoder.bind(adapter, self.rank)?,
-            classifier: self.classifier.bind(adapter, self.rank)?,
-            decoder: self.decoder.bind(adapter, self.rank)?,
+            encoder: self.encoder.bind(adapter)?,
+            classifier: self.classifier.bind(adapter)?,
+            decoder: self.decoder.bind(adapter)?,
             size: self.size,
             structures: self.structures,
         })
@@ -190,17 +190,6 @@ impl LoadedGraphs {
     }
 }
 
-/// The axis of a LoRA factor that is its rank.
-fn rank_axis(name: &str) -> Option<usize> {
-    if name.ends_with(".lora_a") {
-        Some(0)
-    } else if name.ends_with(".lora_b") {
-        Some(1)
-    } else {
-        None
-    }
-}
-
 fn padded_shapes(adapter: &Adapter, rank: usize) -> Shapes {
     adapter.tensors.iter().map(|(n, t)| (n.clone(), padded_shape(n, &t.shape, rank))).collect()
 }
@@ -213,24 +202,9 @@ fn padded_shape(name: &str, shape: &[usize], rank: usize) -> Vec<usize> {
     shape
 }
 
-/// A LoRA factor with zeros up to the rank, which change nothing of the product; any other tensor as it is.
-fn padded(name: &str, tensor: &Tensor, rank: usize) -> Tensor {
-    let shape = padded_shape(name, &tensor.shape, rank);
-    if shape == tensor.shape {
-        return tensor.clone();
-    }
-    let (&[_, from], &[_, to]) = (&tensor.shape[..], &shape[..]) else { return tensor.clone() };
-    let mut out = Tensor::zeros(&shape);
-    for (row, own) in out.data.chunks_exact_mut(to).zip(tensor.data.chunks_exact(from)) {
-        row[..from].copy_from_slice(own);
-    }
-    out
-}
-
 /// An adapter's tensor as a graph takes it; none where it has no such tensor, or one that cannot be padded to the shape.
 pub fn padded_to(adapter: &Adapter, name: &str, shape: &[usize]) -> Option<Tensor> {
-    let rank = rank_axis(name).and_then(|axis| shape.get(axis)).copied().unwrap_or(0);
-    adapter.tensors.get(name).map(|t| padded(name, t, rank)).filter(|t| t.shape == shape)
+    padded(name, adapter.tensors.get(name)?, shape)
 }
 
 /// Encoder, classifier and decoder graphs for one adapter.
@@ -368,21 +342,5 @@ mod tests {
         let n = networks(&[3, 1, 8, 8]);
         let wrong = n.decode(&Tensor::zeros(&[1, 256, 2, 2]), &[[0.0; 4]; 2]).unwrap_err();
         assert!(wrong.to_string().contains("decoder"), "{wrong}");
-    }
-
-    #[test]
-    fn zeros_up_to_the_rank_change_no_product() {
-        let (a, b) =
-            (Tensor::new(&[2, 3], (1..7).map(|v| v as f32).collect()), Tensor::new(&[2, 2], vec![1., 2., 3., 4.]));
-        let (wide_a, wide_b) = (padded("x.lora_a", &a, 5), padded("x.lora_b", &b, 5));
-        assert_eq!((&wide_a.shape[..], &wide_b.shape[..]), (&[5, 3][..], &[2, 5][..]));
-        let product = |a: &Tensor, b: &Tensor| -> Vec<f32> {
-            let (r, n) = (a.shape[0], a.shape[1]);
-            let at = |i: usize| (0..r).map(|k| b.data[i / n * r + k] * a.data[k * n + i % n]).sum();
-            (0..b.shape[0] * n).map(at).collect()
-        };
-        assert_eq!(product(&a, &b), product(&wide_a, &wide_b));
-        assert_eq!(padded("x.lora_a", &a, 1), a, "a higher rank stays");
-        assert_eq!(padded("class_tokens", &b, 9), b);
     }
 }

@@ -3,6 +3,7 @@
 # committed, a series served by it, back, forth, and the answer to the training host. On phantoms with few steps, which says nothing about
 # patients; with a folder of data ($1, as docs/evidence/run_site.sh reads it) on five labelled slices of five subjects and other subjects'
 # series, with the shipped settings unless STEPS is given.
+# With WORK of an earlier run it takes that one's adapter and evaluation.
 # Usage: [STEPS=n] [WORK=dir] [SCANSIDE=program] tests/sideload/journey.sh [data]
 set -eu
 cd "$(dirname "$0")/../.."
@@ -48,7 +49,8 @@ fi
 say "train and evaluate"
 [ -f "$work/site.safetensors" ] ||
     $run train --manifest "$work/site.toml" --out "$work/site.safetensors" --name site --release 2 --seed 1 --no-evaluation "$@"
-$run evaluate --manifest "$work/site.toml" --adapter "$work/site.safetensors" --prompts automatic --out "$work/evaluation" --aggregates
+[ -f "$work/evaluation.json" ] ||
+    $run evaluate --manifest "$work/site.toml" --adapter "$work/site.safetensors" --prompts automatic --out "$work/evaluation" --aggregates
 
 say "keys, root, bundle, two signatures"
 year=$(date -u +%Y)
@@ -110,7 +112,8 @@ await() {
 served=0
 serve() {
     served=$((served + 1))
-    $run send --from MR1 "$address" "$(sed -n "${served}p" "$work/series")"
+    # The images alone: beside a subject's lie its labels.
+    find "$(sed -n "${served}p" "$work/series")" -type f ! -path '*/NRRD/*' -exec $run send --from MR1 "$address" {} +
     await "^done $served\$" jobs_done
     $run status -c "$work/box.toml" | sed -n 's/^ *[0-9]*  [0-9.]*  \(generation.*\)/  result: \1/p' | head -n 1
 }

@@ -13,11 +13,10 @@ use crate::adapter::{Reason, Refused};
 use crate::daemon::busy::Patience;
 use crate::daemon::{Model, Shared};
 use crate::pipeline::Progress;
+use crate::pipeline::parity::LEAST_IOU;
 use crate::store::bundles::{self, Bundle, Event, Facts, Stage, State, Why};
 use crate::store::{StoreError, queue};
 
-/// Least intersection over union of every structure with the bundle's own masks.
-const LEAST_IOU: f64 = 0.98;
 const LOOK: Duration = Duration::from_millis(500);
 /// After an error of the store or the disk.
 const PAUSE: Duration = Duration::from_secs(2);

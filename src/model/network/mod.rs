@@ -18,7 +18,7 @@ pub use decoder::{Decoded, decode};
 pub use encoder::{PLACE, encode, encode_from_stem, encode_stem};
 pub use feedback::{FEEDBACK, feedback, feedback_shapes, normalised};
 pub use layers::linear_lora;
-pub use rank::{TRAINED_WHOLE, engine_shapes, padded};
+pub use rank::{TRAINED_WHOLE, all_padded, engine_shapes, padded, rank_axis};
 pub(crate) use shapes::check_deltas;
 pub use shapes::{
     LoraTarget, ShapeError, Shapes, check_adapter_shapes, check_base_shapes, check_image_size, conv_adapter_shapes,
