@@ -7,8 +7,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 TRIPLE=aarch64-unknown-linux-gnu
 # JetPack 6 is Ubuntu 22.04 (glibc 2.35); JetPack 7 has 2.39, JetPack 5 (2.31) is not supported.
 GLIBC_MOST=2.34
-# Everything that these scripts make, but for the ordinary build.
-CROSS="$PWD/target/cross"
+# Everything that these scripts make, but for the ordinary build; what is built with other settings than the packages' goes elsewhere.
+CROSS="$PWD/target/${CROSS_FOLDER:-cross}"
 # The arm64 build has a folder of its own, so that it can go on beside an ordinary one.
 ARM64_OUTPUT="$CROSS/arm64"
 # The packages' programs, put aside as soon as they are linked: cargo links its own anew for every test.

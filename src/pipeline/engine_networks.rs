@@ -298,6 +298,14 @@ impl Networks for EngineNetworks {
 mod tests {
     use super::*;
 
+    #[test]
+    fn shapes_grow_along_the_rank_alone_and_a_higher_rank_stays() {
+        assert_eq!(padded_shape("x.lora_a", &[2, 3], 5), [5, 3]);
+        assert_eq!(padded_shape("x.lora_b", &[2, 2], 5), [2, 5]);
+        assert_eq!(padded_shape("x.lora_a", &[2, 3], 1), [2, 3]);
+        assert_eq!(padded_shape("class_tokens", &[2, 2], 9), [2, 2]);
+    }
+
     /// Answers with fixed outputs after checking which inputs came.
     struct Fixed {
         inputs: Vec<&'static str>,

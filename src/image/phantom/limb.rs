@@ -90,7 +90,7 @@ impl Limb {
             }
         }
         let compartment: [f64; DIRECTIONS] = std::array::from_fn(|i| 0.3 * reach[i] + 0.7 * hull[i]);
-        Section { balls, compartment: smooth(&compartment, 2), hull: smooth(&hull, 6) }
+        Section { balls, compartment: smooth(&compartment, 2), hull: smooth(&hull, 6), turn: self.rotation.sin_cos() }
     }
 
     pub(super) fn to_patient(&self, own: [f64; 2], z: f64) -> [f64; 3] {
@@ -101,9 +101,9 @@ impl Limb {
         [self.axis[0] + self.axis[2] * z + mirror * x, self.axis[1] + self.axis[3] * z + y, z]
     }
 
-    fn to_own(&self, p: [f64; 3]) -> [f64; 2] {
+    fn to_own(&self, section: &Section, p: [f64; 3]) -> [f64; 2] {
         let s = self.size(p[2]);
-        let (sin, cos) = self.rotation.sin_cos();
+        let (sin, cos) = section.turn;
         let mirror = if self.side == Side::Right { 1.0 } else { -1.0 };
         let x = mirror * (p[0] - self.axis[0] - self.axis[2] * p[2]) / s;
         let y = (p[1] - self.axis[1] - self.axis[3] * p[2]) / s;
@@ -111,12 +111,12 @@ impl Limb {
     }
 
     pub(super) fn tissue(&self, section: &Section, p: [f64; 3]) -> Tissue {
-        let own = self.to_own(p);
+        let own = self.to_own(section, p);
         // Clear of every muscle and of the thickest fat.
-        if (own[0] - 15.0).hypot(own[1] - 20.0) > 105.0 + 1.8 * self.fat / self.scale {
+        if length(own[0] - 15.0, own[1] - 20.0) > 105.0 + 1.8 * self.fat / self.scale {
             return Tissue::Air;
         }
-        let near = own[0].hypot(own[1]);
+        let near = length(own[0], own[1]);
         let femur = self.femur * stations(FEMUR, self.t(p[2]));
         if near < femur {
             return if near < 0.6 * femur { Tissue::Marrow } else { Tissue::Cortex };
@@ -124,7 +124,7 @@ impl Limb {
         // The warp fades out towards the femur, which stays round.
         let fade = ((near - femur) / 15.0).clamp(0.0, 1.0);
         let q = [0, 1].map(|a| own[a] + fade * waves(&self.warp[a], [own[0], own[1], p[2]]));
-        let away = |[x, y, r]: Ball| ((q[0] - x) * (q[0] - x) + (q[1] - y) * (q[1] - y)).sqrt() - r;
+        let away = |[x, y, r]: Ball| length(q[0] - x, q[1] - y) - r;
         let nearest = section.balls.iter().map(|(_, b)| away(*b)).fold(f64::INFINITY, f64::min);
         let mut chain = [0f64; CHAINS.len()];
         for &(c, ball) in &section.balls {
@@ -146,7 +146,7 @@ impl Limb {
         }
         // The neurovascular bundle between vastus medialis, sartorius and the adductors.
         for (x, y, r, vessel) in [(53.0, 16.0, 3.4, Tissue::Artery), (58.0, 21.0, 3.8, Tissue::Vein)] {
-            let d = (q[0] - x).hypot(q[1] - y);
+            let d = length(q[0] - x, q[1] - y);
             if d < r {
                 return vessel;
             }
@@ -154,10 +154,15 @@ impl Limb {
                 return Tissue::Fat;
             }
         }
-        let from_middle = (q[0] - MIDDLE[0]).hypot(q[1] - MIDDLE[1]);
+        let muscle = if second - best.0 < self.fascia { Tissue::Fascia } else { Tissue::Muscle(best.1) };
+        // Outside the compartment a muscle ends nearer to its balls.
+        if best.0 < 0.5 {
+            return muscle;
+        }
+        let from_middle = length(q[0] - MIDDLE[0], q[1] - MIDDLE[1]);
         let angle = (q[1] - MIDDLE[1]).atan2(q[0] - MIDDLE[0]);
-        if best.0 < if from_middle < around(&section.compartment, angle) { REACH } else { 0.5 } {
-            return if second - best.0 < self.fascia { Tissue::Fascia } else { Tissue::Muscle(best.1) };
+        if best.0 < REACH && from_middle < around(&section.compartment, angle) {
+            return muscle;
         }
         // Thicker behind and to the side than in front; millimetres of the unscaled leg.
         let back = ((own[1] - own[0]) / 90.0).clamp(-0.5, 1.0);
@@ -176,6 +181,13 @@ pub(super) struct Section {
     balls: Vec<(usize, Ball)>,
     compartment: [f64; DIRECTIONS],
     hull: [f64; DIRECTIONS],
+    /// Sine and cosine of the leg's rotation.
+    turn: (f64, f64),
+}
+
+/// Plain, where `hypot` guards against overflow that millimetres never reach and takes most of a phantom's time.
+pub(super) fn length(x: f64, y: f64) -> f64 {
+    (x * x + y * y).sqrt()
 }
 
 /// A periodic table smoothed over `n` neighbours on both sides.

@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::anatomy::CHAINS;
-use super::limb::{Limb, Section, Tissue, label};
+use super::limb::{Limb, Section, Tissue, label, length};
 use super::noise::{Wave, blur, noise, normal, waves};
 use super::{Phantom, PhantomLegs, PhantomOptions};
 use crate::image::{Geometry, LabelMap, Volume};
@@ -124,10 +124,13 @@ impl Subject {
         let sections: Vec<Section> = self.limbs.iter().map(|l| l.section(centre_z(g, z))).collect();
         // Sub-samples spread over the pixel and the slice's thickness: partial volume.
         let spread = [(0.0, 0.0, 0.0), (-0.3, 0.15, -0.3), (0.15, 0.3, 0.3), (0.3, -0.15, -0.15), (-0.15, -0.3, 0.15)];
+        // Axial slices: one height for all of a slice's pixels.
+        let middles: Vec<[f64; 3]> = self.limbs.iter().map(|l| l.to_patient([30.0, 20.0], centre_z(g, z))).collect();
+        let patches: Vec<[f64; 3]> = self.limbs.iter().map(|l| l.to_patient([35.0, -25.0], centre_z(g, z))).collect();
         for y in 0..h {
             for x in 0..w {
                 let centre = g.to_patient([x as f64, y as f64, z as f64]);
-                let Some(n) = self.nearest(centre) else { continue };
+                let Some(n) = nearest(&middles, centre) else { continue };
                 let limb = &self.limbs[n];
                 let i = y * w + x;
                 let mut sum = 0.0;
@@ -146,7 +149,7 @@ impl Subject {
                     }
                     sum += self.brightness(tissue, limb, p);
                 }
-                signal[i] = sum / spread.len() as f64 * self.shading(limb, centre);
+                signal[i] = sum / spread.len() as f64 * self.shading(patches[n], centre);
             }
         }
         let signal = blur(&signal, w, h, self.blur);
@@ -169,34 +172,22 @@ impl Subject {
         (image, structures, legs)
     }
 
-    /// The limb whose axis is nearest: legs that touch share the plane between them.
-    fn nearest(&self, p: [f64; 3]) -> Option<usize> {
-        (0..self.limbs.len()).min_by(|&a, &b| {
-            let d = |n: usize| {
-                let l = &self.limbs[n];
-                let c = l.to_patient([30.0, 20.0], p[2]);
-                (p[0] - c[0]).hypot(p[1] - c[1])
-            };
-            d(a).total_cmp(&d(b))
-        })
-    }
-
     fn brightness(&self, tissue: Tissue, limb: &Limb, p: [f64; 3]) -> f64 {
-        let fine = noise(self.texture, [p[0] / 2.2, p[1] / 2.2, p[2] / 15.0]);
+        let fine = || noise(self.texture, [p[0] / 2.2, p[1] / 2.2, p[2] / 15.0]);
         match tissue {
             Tissue::Air => 0.0,
             Tissue::Skin => 0.30,
             Tissue::Fat => {
                 // Septa: thin dark lines through the fat.
                 let septum = noise(self.texture ^ 1, [p[0] / 14.0, p[1] / 14.0, p[2] / 30.0]).abs();
-                self.fat * (1.0 + 0.05 * fine) * if septum < 0.02 { 0.72 } else { 1.0 }
+                self.fat * (1.0 + 0.05 * fine()) * if septum < 0.02 { 0.72 } else { 1.0 }
             }
             Tissue::Fascia => 0.62 * self.fat,
             Tissue::Muscle(c) => {
                 let streak = noise(self.texture ^ (c as u64 + 2), [p[0] / 9.0, p[1] / 9.0, p[2] / 40.0]).abs();
                 let patch = noise(self.texture ^ 99, [p[0] / 25.0, p[1] / 25.0, p[2] / 60.0]) * 0.5 + 0.5;
                 let infiltrated = if streak < self.infiltration * 2.5 * patch * patch { 0.5 } else { 0.0 };
-                let own = self.muscle * limb.tone[c] * (1.0 + 0.10 * fine);
+                let own = self.muscle * limb.tone[c] * (1.0 + 0.10 * fine());
                 own + (self.fat - own) * infiltrated
             }
             Tissue::Cortex => 0.04,
@@ -206,12 +197,17 @@ impl Subject {
         }
     }
 
-    /// The coil's slow shading, and the dark patch in front that high fields show.
-    fn shading(&self, limb: &Limb, p: [f64; 3]) -> f64 {
-        let c = limb.to_patient([35.0, -25.0], p[2]);
-        let d = (p[0] - c[0]).hypot(p[1] - c[1]);
+    /// The coil's slow shading, and the dark patch (its middle) in front that high fields show.
+    fn shading(&self, patch: [f64; 3], p: [f64; 3]) -> f64 {
+        let d = length(p[0] - patch[0], p[1] - patch[1]);
         waves(&self.bias, p).exp() * (1.0 - self.shade[0] * (-(d / self.shade[1]).powi(2)).exp())
     }
+}
+
+/// The limb whose middle is nearest: legs that touch share the plane between them.
+fn nearest(middles: &[[f64; 3]], p: [f64; 3]) -> Option<usize> {
+    let d = |n: usize| length(p[0] - middles[n][0], p[1] - middles[n][1]);
+    (0..middles.len()).min_by(|&a, &b| d(a).total_cmp(&d(b)))
 }
 
 fn centre_z(g: &Geometry, z: usize) -> f64 {
