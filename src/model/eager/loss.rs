@@ -2,7 +2,7 @@
 
 use rand::Rng;
 
-use super::simd::{exp, map2};
+use super::simd::{exp, map2, or_nothing};
 use super::{Eager, Var};
 
 impl Eager {
@@ -41,7 +41,7 @@ impl Eager {
                 #[inline(always)]
                 |x, t| 1.0 / (1.0 + exp(-x)) - t,
             );
-            sink.add(0, map2(&g, &slope, |g, s| g * s));
+            sink.add(0, map2(&g, &slope, |g, s| or_nothing(g * s)));
         })
     }
 

@@ -58,7 +58,7 @@ impl Eager {
                         for ((dx, g), y) in rows {
                             let s = simd::dot(g, y);
                             for ((d, &g), &y) in dx.iter_mut().zip(g).zip(y) {
-                                *d = y * (g - s);
+                                *d = simd::or_nothing(y * (g - s));
                             }
                         }
                     },

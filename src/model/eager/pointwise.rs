@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::buffer::Buf;
 use super::reduce::sum_to;
 use super::shape::{Axes, broadcast, strides_as};
-use super::simd::{self, CHUNK, erf_and_gauss, exp, map, map2, pieces, rows_per_piece, sigmoid, wide};
+use super::simd::{self, CHUNK, erf_and_gauss, exp, map, map2, or_nothing, pieces, rows_per_piece, sigmoid, wide};
 use super::{Eager, Var};
 
 /// `f` over pairs of values with NumPy broadcasting, into `shape`, the common shape.
@@ -194,7 +194,7 @@ impl Eager {
             #[inline(always)]
             |g, x| {
                 let (erf, gauss) = erf_and_gauss(x);
-                g * (0.5 * (1.0 + erf) + x * gauss * DENSITY)
+                or_nothing(g * (0.5 * (1.0 + erf) + x * gauss * DENSITY))
             },
         )
     }
@@ -204,7 +204,12 @@ impl Eager {
     }
 
     pub(super) fn sigmoid_op(&self, x: &Var) -> Var {
-        self.unary_by_outcome(x, sigmoid, |g, y| g * y * (1.0 - y))
+        self.unary_by_outcome(
+            x,
+            sigmoid,
+            #[inline(always)]
+            |g, y| or_nothing(g * y * (1.0 - y)),
+        )
     }
 
     pub(super) fn sin_op(&self, x: &Var) -> Var {

@@ -167,3 +167,22 @@ fn losses() {
         e.div(&e.offset(&e.scale(&both, 2.0), 1.0), &e.offset(&all, 1.0))
     });
 }
+
+#[test]
+fn what_saturates_leaves_no_denormal_gradient() {
+    let e = super::eager();
+    let x = super::Var::constant(&[1, 481], (0..481).map(|i| 0.5 * (i - 240) as f32).collect()).as_leaf();
+    let target = super::Var::constant(&[1, 481], vec![0.0; 481]);
+    for (what, y) in [
+        ("sigmoid", e.sigmoid(&x)),
+        ("softmax", e.softmax(&x)),
+        ("gelu", e.gelu(&x)),
+        ("bce", e.bce_with_logits(&x, &target)),
+    ] {
+        // As small as a mean over the pixels of all masks makes it.
+        let loss = e.scale(&e.sum_all(&e.mul(&y, &y)), 1e-6);
+        let gradient = e.backward_to(&loss, &[&x]).remove(0).unwrap();
+        assert!(gradient.data().iter().all(|g| !g.is_subnormal()), "{what}: {:?}", gradient.data());
+        assert!(gradient.data().iter().any(|g| g.abs() > 1e-9), "{what}: no gradient at all");
+    }
+}
