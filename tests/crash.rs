@@ -21,6 +21,7 @@ use scanside::dicom::net::scp::Scp;
 use scanside::dicom::net::scu::{ScuOptions, Sent, Target, send};
 use scanside::image::phantom::{Phantom, PhantomOptions};
 use scanside::pipeline::write_dicom_series;
+use scanside::store::outbox;
 use scanside::store::queue::{self, JobState};
 use scanside::store::{Store, instances};
 use sha2::{Digest, Sha256};
@@ -62,7 +63,7 @@ fn moment(state: &Path) -> (i64, usize, i64) {
     let receiving = store.with_conn(|c| instances::series(c, true)).unwrap().iter().map(|s| s.pending).sum();
     let jobs = store.with_conn(|c| queue::jobs(c, 10_000)).unwrap();
     let segmenting = jobs.iter().filter(|j| j.state == JobState::Pending).count();
-    let counts = store.with_conn(|c| queue::outbox_counts(c)).unwrap();
+    let counts = store.with_conn(|c| outbox::counts(c)).unwrap();
     (receiving, segmenting, counts.iter().filter(|(s, _)| s == "pending").map(|(_, n)| n).sum())
 }
 
@@ -143,7 +144,7 @@ fn nothing_acknowledged_is_lost_and_nothing_is_made_twice() {
     // The archive has what the jobs made and nothing else; what came twice is the same object, byte for byte.
     let mut queued: BTreeMap<String, (i64, String)> = BTreeMap::new();
     for job in &jobs {
-        for d in store.with_conn(|c| queue::deliveries(c, job.id)).unwrap() {
+        for d in store.with_conn(|c| outbox::deliveries(c, job.id)).unwrap() {
             assert_eq!(d.state, "sent");
             queued.insert(d.sop_instance_uid, (job.id, d.kind));
         }

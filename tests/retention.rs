@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::Command;
 
 use scanside::clock::Clock;
-use scanside::store::queue::{self, Attempt, Ending, JobState, Output, Route};
+use scanside::store::outbox::{self, Attempt};
+use scanside::store::queue::{self, Ending, JobState, Output, Route};
 use scanside::store::{Instance, Store, instances};
 
 const HOUR: i64 = 3_600_000;
@@ -44,8 +45,8 @@ fn job(store: &Store, series: &str, object: i64, finished: i64, sent: Option<i64
     let job = store.with_conn(|c| queue::open_job(c, series, &[object], "quiet", 1, 1)).unwrap().unwrap();
     store.with_conn(|c| queue::finish_job(c, job.id, &ending, &[output], &[route], finished, |_| Ok(()))).unwrap();
     if let Some(at) = sent {
-        for d in store.with_conn(|c| queue::deliveries(c, job.id)).unwrap() {
-            store.with_conn(|c| queue::record_attempt(c, d.id, &Attempt::Sent, at)).unwrap();
+        for d in store.with_conn(|c| outbox::deliveries(c, job.id)).unwrap() {
+            store.with_conn(|c| outbox::record_attempt(c, d.id, &Attempt::Sent, at)).unwrap();
         }
     }
 }

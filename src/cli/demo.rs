@@ -173,7 +173,7 @@ async fn wait(daemon: &Daemon, config: &Config, say: &impl Fn(&str)) -> anyhow::
     let start = Instant::now();
     let mut told = String::new();
     loop {
-        let status = Status::read(daemon.store(), config)?;
+        let status = Status::read(daemon.store(), config, 1)?;
         let line = match status.jobs.first() {
             None => "waiting for evidence that the series is complete".to_string(),
             Some(j) if j.job.state == JobState::Pending => format!("segmenting: {}", j.job.reason),

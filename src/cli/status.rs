@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::ConfigArgs;
 use crate::clock::Clock;
-use crate::daemon::status::{self, Status};
+use crate::daemon::status::{self, SHOWN, Status};
 use crate::store::Store;
 
 #[derive(Args, Debug)]
@@ -20,6 +20,9 @@ pub(super) struct StatusArgs {
     /// One line, as systemctl status shows it
     #[arg(long, conflicts_with = "json")]
     line: bool,
+    /// How many of the newest jobs; older ones that wait or failed are shown beside them
+    #[arg(long, value_name = "N", default_value_t = SHOWN as u64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    jobs: u64,
 }
 
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
@@ -32,7 +35,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         println!("{}", status::line(&store)?);
         return Ok(ExitCode::SUCCESS);
     }
-    let status = Status::read(&store, &config)?;
+    let status = Status::read(&store, &config, args.jobs as usize)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&status)?);
     } else {

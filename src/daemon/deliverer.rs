@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Shared, archive_key};
 use crate::dicom::net::scu::{ScuOptions, Sent, Target, send};
 use crate::store::StoreError;
-use crate::store::queue::{self, Attempt, Delivery, back_off_ms};
+use crate::store::outbox::{self, Attempt, Delivery, back_off_ms};
 
 /// Objects per association.
 const BATCH: usize = 32;
@@ -40,7 +40,7 @@ pub(super) fn run(shared: &Shared, index: usize) {
 /// One association's worth; returns how many were tried.
 fn round(shared: &Shared, key: &str, target: &Target) -> Result<usize, StoreError> {
     let now = shared.clock.now_ms();
-    let due: Vec<Delivery> = shared.store.with_conn(|c| queue::due(c, key, now, BATCH))?;
+    let due: Vec<Delivery> = shared.store.with_conn(|c| outbox::due(c, key, now, BATCH))?;
     if due.is_empty() {
         return Ok(0);
     }
@@ -69,7 +69,7 @@ fn round(shared: &Shared, key: &str, target: &Target) -> Result<usize, StoreErro
                 Attempt::Failed(why.clone())
             }
         };
-        shared.store.with_conn(|c| queue::record_attempt(c, d.id, &attempt, now))?;
+        shared.store.with_conn(|c| outbox::record_attempt(c, d.id, &attempt, now))?;
     }
     Ok(due.len())
 }

@@ -158,6 +158,7 @@ pub fn routes(archives: &[Archive], stage: Stage, settings: &config::Gate) -> Ve
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::outbox;
     use crate::store::queue::{self, Ending, JobState, Output};
     use crate::store::review::{Decision, TruthDice, Waiting};
 
@@ -239,7 +240,7 @@ mod tests {
     fn what_is_held_is_released_or_dropped_and_originals_may_go_then() {
         let mut c = db();
         let state = |c: &Connection, job: i64| -> Vec<(String, String)> {
-            queue::deliveries(c, job).unwrap().into_iter().map(|d| (d.archive, d.state)).collect()
+            outbox::deliveries(c, job).unwrap().into_iter().map(|d| (d.archive, d.state)).collect()
         };
         let dropped = case(&mut c, 1, 90.0, false);
         assert_eq!(state(&c, dropped), [("LAB@h:2".to_string(), "pending".to_string())]);

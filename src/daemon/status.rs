@@ -9,14 +9,15 @@ use super::gate::Gate;
 use super::sideload::Adapters;
 use crate::config::Config;
 use crate::pipeline::serving::EngineReport;
-use crate::store::queue::{self, Delivery, Job, JobState};
+use crate::store::outbox::{self, Delivery};
+use crate::store::queue::{self, Job, JobState};
 use crate::store::review::{self, Drift};
 use crate::store::{Store, StoreError, instances};
 
 /// Where the database keeps which engine serves.
 pub(super) const ENGINE: &str = "engine";
-/// Jobs shown.
-const SHOWN: usize = 20;
+/// Newest jobs shown unless more are asked for; as many older ones that want somebody.
+pub const SHOWN: usize = 20;
 
 /// The state.
 #[derive(Debug, Serialize)]
@@ -41,6 +42,12 @@ pub struct Status {
     pub drift: Vec<Drift>,
     /// Newest jobs first.
     pub jobs: Vec<JobStatus>,
+    /// Older jobs that wait, failed, or whose objects an archive refused or has not yet taken; newest first.
+    pub unsettled: Vec<JobStatus>,
+    /// How many such jobs are older still.
+    pub unsettled_hidden: i64,
+    /// How many jobs there are in all.
+    pub jobs_in_all: i64,
     /// Outbox rows by state.
     pub outbox: Vec<(String, i64)>,
     /// Free space in the state directory, MiB.
@@ -75,7 +82,7 @@ pub struct JobStatus {
 pub fn line(store: &Store) -> Result<String, StoreError> {
     let open = store.with_conn(|c| instances::series(c, true))?.len();
     let waiting = store.with_conn(|c| queue::waiting(c))?;
-    let outbox = store.with_conn(|c| queue::outbox_counts(c))?;
+    let outbox = store.with_conn(|c| outbox::counts(c))?;
     let count = |state: &str| outbox.iter().find(|(s, _)| s == state).map_or(0, |(_, n)| *n);
     let failed = match count("failed") {
         0 => String::new(),
@@ -85,19 +92,22 @@ pub fn line(store: &Store) -> Result<String, StoreError> {
 }
 
 impl Status {
-    /// Reads the state.
+    /// Reads the state, with the `newest` jobs.
     ///
     /// # Errors
     /// The database's.
-    pub fn read(store: &Store, config: &Config) -> Result<Status, StoreError> {
+    pub fn read(store: &Store, config: &Config, newest: usize) -> Result<Status, StoreError> {
         let at_ms = store.clock().now_ms();
         let open = store.with_conn(|c| instances::series(c, true))?;
-        let jobs = store.with_conn(|c| queue::jobs(c, SHOWN))?;
-        let mut with = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            let deliveries = store.with_conn(|c| queue::deliveries(c, job.id))?;
-            with.push(JobStatus { job, deliveries });
-        }
+        let with_deliveries = |jobs: Vec<Job>| -> Result<Vec<JobStatus>, StoreError> {
+            jobs.into_iter()
+                .map(|job| Ok(JobStatus { deliveries: store.with_conn(|c| outbox::deliveries(c, job.id))?, job }))
+                .collect()
+        };
+        let jobs = store.with_conn(|c| queue::jobs(c, newest))?;
+        let before = jobs.last().map_or(i64::MAX, |j| j.id);
+        let (unsettled, all) = store.with_conn(|c| queue::unsettled(c, before, SHOWN))?;
+        let unsettled_hidden = all - unsettled.len() as i64;
         let adapters = Adapters::read(store, &config.sideload)?;
         // A state directory of an earlier version has no such tables until the daemon has started once.
         let adapter = store.with_conn(|c| review::adapter(c))?;
@@ -120,8 +130,11 @@ impl Status {
                 .into_iter()
                 .map(|s| OpenSeries { series_uid: s.series_uid, pending: s.pending, quiet_ms: at_ms - s.last_ms })
                 .collect(),
-            jobs: with,
-            outbox: store.with_conn(|c| queue::outbox_counts(c))?,
+            jobs: with_deliveries(jobs)?,
+            unsettled: with_deliveries(unsettled)?,
+            unsettled_hidden,
+            jobs_in_all: store.with_conn(|c| queue::count(c))?,
+            outbox: store.with_conn(|c| outbox::counts(c))?,
             free_mb: rustix::fs::statvfs(&config.storage.state_dir).ok().map(|s| (s.f_bavail * s.f_frsize) >> 20),
         })
     }
@@ -159,52 +172,64 @@ impl Status {
         if let Some(mb) = self.free_mb {
             let _ = writeln!(out, "free space: {mb} MiB");
         }
-        let _ = writeln!(out, "newest jobs:");
-        if self.jobs.is_empty() {
-            let _ = writeln!(out, "  none yet");
+        let _ = match self.jobs_in_all {
+            0 => writeln!(out, "newest jobs:\n  none yet"),
+            n => writeln!(out, "newest jobs ({} of {n}):", self.jobs.len()),
+        };
+        self.jobs.iter().for_each(|j| j.text(&mut out));
+        if !self.unsettled.is_empty() {
+            let _ = writeln!(out, "older jobs that wait or failed:");
+            self.unsettled.iter().for_each(|j| j.text(&mut out));
         }
-        for j in &self.jobs {
-            let job = &j.job;
-            let _ = write!(
-                out,
-                "  {:>4}  {}  generation {}, {} objects: ",
-                job.id, job.series_uid, job.generation, job.instances
-            );
-            let summary: serde_json::Value = serde_json::from_str(&job.summary).unwrap_or_default();
-            let line = match job.state {
-                JobState::Pending if job.attempts == 0 => "waiting".to_string(),
-                JobState::Pending => format!(
-                    "in work, attempt {}{}",
-                    job.attempts,
-                    if job.sentence.is_empty() { String::new() } else { format!(": {}", job.sentence) }
-                ),
-                JobState::Done => format!(
-                    "verdict {}, score {:.0}{}, {:.1} s",
-                    summary["verdict"].as_str().unwrap_or("?"),
-                    summary["score"].as_f64().unwrap_or(0.0),
-                    match (summary["pilot"].as_bool(), summary["needs_review"].as_bool()) {
-                        (Some(true), _) => ", pilot",
-                        (_, Some(true)) => ", needs review",
-                        _ => "",
-                    },
-                    summary["seconds"].as_f64().unwrap_or(0.0)
-                ),
-                JobState::Refused => format!("refused, {}: {}", job.code, job.sentence),
-                JobState::Failed => format!("failed, {}: {}", job.code, job.sentence),
-            };
-            let _ = writeln!(out, "{line}{}", if job.superseded { " (superseded)" } else { "" });
-            for remark in summary["remarks"].as_array().into_iter().flatten() {
-                let _ = writeln!(out, "        note: {}", remark.as_str().unwrap_or_default());
-            }
-            for d in &j.deliveries {
-                let more = match d.state.as_str() {
-                    "pending" if d.attempts > 0 => format!(" after {} attempts: {}", d.attempts, d.last_error),
-                    "failed" => format!(": {}", d.last_error),
-                    _ => String::new(),
-                };
-                let _ = writeln!(out, "        {:<5} {} {}{more}", d.kind, d.state, d.archive);
-            }
+        if self.unsettled_hidden > 0 {
+            let _ = writeln!(out, "  and {} more (status --jobs N shows the newest N)", self.unsettled_hidden);
         }
         out
+    }
+}
+
+impl JobStatus {
+    /// For people: what became of it, its remarks, where its objects are.
+    fn text(&self, out: &mut String) {
+        let job = &self.job;
+        let _ = write!(
+            out,
+            "  {:>4}  {}  generation {}, {} objects: ",
+            job.id, job.series_uid, job.generation, job.instances
+        );
+        let summary: serde_json::Value = serde_json::from_str(&job.summary).unwrap_or_default();
+        let line = match job.state {
+            JobState::Pending if job.attempts == 0 => "waiting".to_string(),
+            JobState::Pending => format!(
+                "in work, attempt {}{}",
+                job.attempts,
+                if job.sentence.is_empty() { String::new() } else { format!(": {}", job.sentence) }
+            ),
+            JobState::Done => format!(
+                "verdict {}, score {:.0}{}, {:.1} s",
+                summary["verdict"].as_str().unwrap_or("?"),
+                summary["score"].as_f64().unwrap_or(0.0),
+                match (summary["pilot"].as_bool(), summary["needs_review"].as_bool()) {
+                    (Some(true), _) => ", pilot",
+                    (_, Some(true)) => ", needs review",
+                    _ => "",
+                },
+                summary["seconds"].as_f64().unwrap_or(0.0)
+            ),
+            JobState::Refused => format!("refused, {}: {}", job.code, job.sentence),
+            JobState::Failed => format!("failed, {}: {}", job.code, job.sentence),
+        };
+        let _ = writeln!(out, "{line}{}", if job.superseded { " (superseded)" } else { "" });
+        for remark in summary["remarks"].as_array().into_iter().flatten() {
+            let _ = writeln!(out, "        note: {}", remark.as_str().unwrap_or_default());
+        }
+        for d in &self.deliveries {
+            let more = match d.state.as_str() {
+                "pending" if d.attempts > 0 => format!(" after {} attempts: {}", d.attempts, d.last_error),
+                "failed" => format!(": {}", d.last_error),
+                _ => String::new(),
+            };
+            let _ = writeln!(out, "        {:<5} {} {}{more}", d.kind, d.state, d.archive);
+        }
     }
 }

@@ -18,7 +18,8 @@ use crate::pipeline::{PipelineError, SegmentOptions, Segmentation};
 use crate::series::{AssembleOptions, Refusal, Rules, SeriesError, SeriesVolume, assemble_for, load};
 use crate::store::StoreError;
 use crate::store::instances::{self, CONFLICT, Instance, MISSING};
-use crate::store::queue::{self, Ending, Job, JobState, Output, back_off_ms};
+use crate::store::outbox::back_off_ms;
+use crate::store::queue::{self, Ending, Job, JobState, Output};
 use crate::store::review::{self, Drift, Served, Waiting};
 
 /// A job is given up after this many errors.

@@ -13,6 +13,7 @@ pub mod bundles;
 mod commit;
 mod db;
 pub mod instances;
+pub mod outbox;
 pub mod queue;
 pub mod review;
 pub mod spool;

@@ -1,4 +1,4 @@
-//! The work queue and the outbox: every step of a series is a row, so that a crash resumes where it stopped.
+//! The work queue: every step of a series is a row, so that a crash resumes where it stopped. Its objects on their way: [`super::outbox`].
 //!
 //! A job is one generation of one series: `pending` until its results are written, then `done` or `refused`, in one
 //! transaction with the outbox rows of its objects. A late slice makes a new generation; the job before it is
@@ -312,104 +312,6 @@ pub fn finish_job(
     tx.commit()
 }
 
-/// An object on its way to an archive.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Delivery {
-    /// Row id.
-    pub id: i64,
-    /// The job that made it.
-    pub job_id: i64,
-    /// `seg`, `sr`, `text`, `sc`.
-    pub kind: String,
-    /// Its SOP Instance UID.
-    pub sop_instance_uid: String,
-    /// Its file, relative to the state directory.
-    pub path: String,
-    /// The archive's key: `AE@host:port`.
-    pub archive: String,
-    /// `pending`, `sent`, `committed`, `held` or `failed`.
-    pub state: String,
-    /// How often it was tried.
-    pub attempts: i64,
-    /// Next attempt, Unix milliseconds.
-    pub next_ms: i64,
-    /// When the archive took it, Unix milliseconds.
-    pub sent_ms: Option<i64>,
-    /// What the last attempt said.
-    pub last_error: String,
-}
-
-fn delivery(row: &Row<'_>) -> rusqlite::Result<Delivery> {
-    Ok(Delivery {
-        id: row.get("id")?,
-        job_id: row.get("job_id")?,
-        kind: row.get("kind")?,
-        sop_instance_uid: row.get("sop_instance_uid")?,
-        path: row.get("path")?,
-        archive: row.get("archive")?,
-        state: row.get("state")?,
-        attempts: row.get("attempts")?,
-        next_ms: row.get("next_ms")?,
-        sent_ms: row.get("sent_ms")?,
-        last_error: row.get("last_error")?,
-    })
-}
-
-/// Deliveries to one archive that are due, oldest first, at most `limit`.
-///
-/// # Errors
-/// The database's.
-pub fn due(conn: &Connection, archive: &str, now_ms: i64, limit: usize) -> rusqlite::Result<Vec<Delivery>> {
-    conn.prepare(
-        "SELECT * FROM outbox WHERE state = 'pending' AND archive = ?1 AND next_ms <= ?2 ORDER BY id LIMIT ?3",
-    )?
-    .query_map(params![archive, now_ms, limit as i64], delivery)?
-    .collect()
-}
-
-/// When the next delivery is due, if any is pending.
-///
-/// # Errors
-/// The database's.
-pub fn next_due(conn: &Connection) -> rusqlite::Result<Option<i64>> {
-    conn.query_row("SELECT min(next_ms) FROM outbox WHERE state = 'pending'", [], |r| r.get(0))
-}
-
-/// What became of an attempt to deliver.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Attempt {
-    /// The archive took it.
-    Sent,
-    /// Try again at this time (Unix milliseconds).
-    Retry(i64, String),
-    /// The archive refuses it for good.
-    Failed(String),
-}
-
-/// Records an attempt.
-///
-/// # Errors
-/// The database's.
-pub fn record_attempt(conn: &Connection, id: i64, attempt: &Attempt, now_ms: i64) -> rusqlite::Result<()> {
-    let (state, next, sent, error) = match attempt {
-        Attempt::Sent => ("sent", 0, Some(now_ms), ""),
-        Attempt::Retry(at, error) => ("pending", *at, None, error.as_str()),
-        Attempt::Failed(error) => ("failed", 0, None, error.as_str()),
-    };
-    conn.execute(
-        "UPDATE outbox SET state = ?2, attempts = attempts + 1, next_ms = ?3, sent_ms = ?4, last_error = ?5
-         WHERE id = ?1 AND state = 'pending'",
-        params![id, state, next, sent, error],
-    )?;
-    Ok(())
-}
-
-/// Delay before attempt `attempts + 1`, milliseconds: 2 s, doubling to 10 minutes. Attempts have no end: an archive
-/// that was away for a week-end gets everything on Monday.
-pub fn back_off_ms(attempts: i64) -> i64 {
-    2_000i64.saturating_mul(1 << attempts.clamp(0, 20)).min(600_000)
-}
-
 /// Jobs, newest first, at most `limit`.
 ///
 /// # Errors
@@ -418,20 +320,30 @@ pub fn jobs(conn: &Connection, limit: usize) -> rusqlite::Result<Vec<Job>> {
     conn.prepare("SELECT * FROM job ORDER BY id DESC LIMIT ?1")?.query_map([limit as i64], job)?.collect()
 }
 
+/// What a row of `job` that asks for somebody fulfils: it waits, it failed, or an archive refused or has not yet taken one of its objects.
+const UNSETTLED: &str = "(state = 'pending' OR (state = 'failed' AND code <> 'SUPERSEDED')
+    OR id IN (SELECT job_id FROM outbox WHERE state IN ('pending', 'failed')))";
+
+/// Jobs older than `before` (a row id) that wait, failed, or whose objects an archive refused or has not yet taken: newest first, at most
+/// `limit`, and how many there are.
+///
+/// # Errors
+/// The database's.
+pub fn unsettled(conn: &Connection, before: i64, limit: usize) -> rusqlite::Result<(Vec<Job>, i64)> {
+    let jobs = conn
+        .prepare(&format!("SELECT * FROM job WHERE id < ?1 AND {UNSETTLED} ORDER BY id DESC LIMIT ?2"))?
+        .query_map(params![before, limit as i64], job)?
+        .collect::<rusqlite::Result<_>>()?;
+    let count = format!("SELECT count(*) FROM job WHERE id < ?1 AND {UNSETTLED}");
+    Ok((jobs, conn.query_row(&count, [before], |r| r.get(0))?))
+}
+
 /// One job.
 ///
 /// # Errors
 /// The database's.
 pub fn get_job(conn: &Connection, id: i64) -> rusqlite::Result<Option<Job>> {
     conn.query_row("SELECT * FROM job WHERE id = ?1", [id], job).optional()
-}
-
-/// Everything in the outbox of one job.
-///
-/// # Errors
-/// The database's.
-pub fn deliveries(conn: &Connection, job_id: i64) -> rusqlite::Result<Vec<Delivery>> {
-    conn.prepare("SELECT * FROM outbox WHERE job_id = ?1 ORDER BY id")?.query_map([job_id], delivery)?.collect()
 }
 
 /// Originals (row id and path) that may be removed: every job that used them has ended, and its results were delivered, before
@@ -474,19 +386,18 @@ pub fn waiting(conn: &Connection) -> rusqlite::Result<i64> {
     conn.query_row("SELECT count(*) FROM job WHERE state = 'pending'", [], |r| r.get(0))
 }
 
-/// Number of outbox rows by state.
+/// Number of jobs, whatever became of them.
 ///
 /// # Errors
 /// The database's.
-pub fn outbox_counts(conn: &Connection) -> rusqlite::Result<Vec<(String, i64)>> {
-    conn.prepare("SELECT state, count(*) FROM outbox GROUP BY state ORDER BY state")?
-        .query_map([], |r| Ok((r.get(0)?, r.get(1)?)))?
-        .collect()
+pub fn count(conn: &Connection) -> rusqlite::Result<i64> {
+    conn.query_row("SELECT count(*) FROM job", [], |r| r.get(0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::outbox::{Attempt, deliveries, due, record_attempt};
 
     fn db() -> Connection {
         let c = Connection::open_in_memory().unwrap();
@@ -553,18 +464,28 @@ mod tests {
     }
 
     #[test]
-    fn deliveries_are_retried_with_growing_delay() {
+    fn an_old_job_that_asks_for_somebody_stays_in_sight() {
         let mut c = db();
-        let j = open_job(&mut c, "1.2", &[1], "quiet", 10, 9).unwrap().unwrap();
-        finish_job(&mut c, j.id, &done(), &[seg()], &[to("A@h:1")], 20, |_| Ok(())).unwrap();
-        let d = due(&c, "A@h:1", 20, 10).unwrap().remove(0);
-        record_attempt(&c, d.id, &Attempt::Retry(20 + back_off_ms(0), "refused".into()), 20).unwrap();
-        assert!(due(&c, "A@h:1", 2_019, 10).unwrap().is_empty());
-        assert_eq!(next_due(&c).unwrap(), Some(2_020));
-        let d = due(&c, "A@h:1", 2_020, 10).unwrap().remove(0);
-        assert_eq!((d.attempts, d.last_error.as_str()), (1, "refused"));
-        record_attempt(&c, d.id, &Attempt::Sent, 3_000).unwrap();
-        assert_eq!(outbox_counts(&c).unwrap(), vec![("sent".to_string(), 1)]);
-        assert!(back_off_ms(1) > back_off_ms(0) && back_off_ms(60) == 600_000);
+        let mut finished = |uid: &str, archive: &str| {
+            let j = open_job(&mut c, uid, &[1], "quiet", 10, 9).unwrap().unwrap();
+            let object = Output { sop_instance_uid: format!("{uid}.1"), ..seg() };
+            finish_job(&mut c, j.id, &done(), &[object], &[to(archive)], 20, |_| Ok(())).unwrap();
+            j.id
+        };
+        let (taken, refused, waits) = (finished("1.1", "A@h:1"), finished("1.2", "B@h:2"), finished("1.3", "C@h:3"));
+        let newest = finished("1.4", "A@h:1");
+        for (archive, attempt) in [("A@h:1", Attempt::Sent), ("B@h:2", Attempt::Failed("no such class".into()))] {
+            for d in due(&c, archive, 20, 10).unwrap() {
+                record_attempt(&c, d.id, &attempt, 30).unwrap();
+            }
+        }
+        // Superseded by a second generation, which is the newest of all.
+        open_job(&mut c, "1.5", &[1], "quiet", 40, 39).unwrap();
+        open_job(&mut c, "1.5", &[1, 2], "late", 42, 41).unwrap();
+        let ids = |(jobs, all): (Vec<Job>, i64)| (jobs.iter().map(|j| j.id).collect::<Vec<_>>(), all);
+        assert_eq!(ids(unsettled(&c, newest + 2, 10).unwrap()), (vec![waits, refused], 2));
+        assert_eq!(ids(unsettled(&c, newest + 2, 1).unwrap()), (vec![waits], 2), "bounded, and the rest is counted");
+        assert_eq!(ids(unsettled(&c, refused, 10).unwrap()), (vec![], 0), "{taken} was taken");
+        assert_eq!(count(&c).unwrap(), 6);
     }
 }
