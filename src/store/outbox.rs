@@ -135,6 +135,7 @@ mod tests {
         let d = due(&c, "A@h:1", 20, 10).unwrap().remove(0);
         record_attempt(&c, d.id, &Attempt::Retry(20 + back_off_ms(0), "refused".into()), 20).unwrap();
         assert!(due(&c, "A@h:1", 2_019, 10).unwrap().is_empty());
+        assert_eq!(deliveries(&c, j.id).unwrap()[0].next_ms, 2_020);
         let d = due(&c, "A@h:1", 2_020, 10).unwrap().remove(0);
         assert_eq!((d.attempts, d.last_error.as_str()), (1, "refused"));
         record_attempt(&c, d.id, &Attempt::Sent, 3_000).unwrap();

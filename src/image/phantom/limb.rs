@@ -185,7 +185,7 @@ pub(super) struct Section {
     turn: (f64, f64),
 }
 
-/// Plain, where `hypot` guards against overflow that millimetres never reach and takes most of a phantom's time.
+/// Plain: `hypot` guards against overflow that millimetres never reach, which took an eighth of a phantom's time.
 pub(super) fn length(x: f64, y: f64) -> f64 {
     (x * x + y * y).sqrt()
 }

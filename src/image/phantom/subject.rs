@@ -121,12 +121,13 @@ impl Subject {
         let [w, h, _] = g.dims;
         let (mut structures, mut legs) = (vec![0u8; w * h], vec![0u8; w * h]);
         let mut signal = vec![0f64; w * h];
-        let sections: Vec<Section> = self.limbs.iter().map(|l| l.section(centre_z(g, z))).collect();
+        // Axial slices: one height for all of a slice's pixels.
+        let height = centre_z(g, z);
+        let sections: Vec<Section> = self.limbs.iter().map(|l| l.section(height)).collect();
         // Sub-samples spread over the pixel and the slice's thickness: partial volume.
         let spread = [(0.0, 0.0, 0.0), (-0.3, 0.15, -0.3), (0.15, 0.3, 0.3), (0.3, -0.15, -0.15), (-0.15, -0.3, 0.15)];
-        // Axial slices: one height for all of a slice's pixels.
-        let middles: Vec<[f64; 3]> = self.limbs.iter().map(|l| l.to_patient([30.0, 20.0], centre_z(g, z))).collect();
-        let patches: Vec<[f64; 3]> = self.limbs.iter().map(|l| l.to_patient([35.0, -25.0], centre_z(g, z))).collect();
+        let middles: Vec<[f64; 3]> = self.limbs.iter().map(|l| l.to_patient([30.0, 20.0], height)).collect();
+        let patches: Vec<[f64; 3]> = self.limbs.iter().map(|l| l.to_patient([35.0, -25.0], height)).collect();
         for y in 0..h {
             for x in 0..w {
                 let centre = g.to_patient([x as f64, y as f64, z as f64]);
@@ -155,8 +156,7 @@ impl Subject {
         let signal = blur(&signal, w, h, self.blur);
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ (0x9e37_79b9_7f4a_7c15u64.wrapping_mul(z as u64 + 1)));
         // Pulsating vessels leave ghosts along the phase-encoding direction (rows).
-        let ghosts: Vec<f64> =
-            self.limbs.iter().map(|l| g.to_index(l.to_patient([54.0, 17.0], centre_z(g, z)))[0]).collect();
+        let ghosts: Vec<f64> = self.limbs.iter().map(|l| g.to_index(l.to_patient([54.0, 17.0], height))[0]).collect();
         let sd: Vec<f64> = (0..w)
             .map(|x| {
                 self.noise * (1.0 + ghosts.iter().map(|c| 1.5 * (-(x as f64 - c).powi(2) / 18.0).exp()).sum::<f64>())
