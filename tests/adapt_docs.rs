@@ -96,6 +96,7 @@ fn the_page_leads_from_phantoms_to_a_served_model() {
     for e in &next.volume {
         let old = before.volume.iter().find(|o| o.name == e.name).unwrap();
         assert!(e.slices.iter().flatten().all(|z| !old.slices.iter().flatten().any(|o| o == z)), "{e:?}");
+        assert!(e.labels.is_some() || old.labels.is_none(), "what is labelled is listed as unlabelled: {e:?}");
         if e.labels.is_none() {
             continue;
         }
@@ -104,6 +105,16 @@ fn the_page_leads_from_phantoms_to_a_served_model() {
         let template = at.join("next").join(&e.name).join("labels.dcm");
         assert_eq!(scanside::labels::LabelImage::load(&template).unwrap().segments.len(), 2);
     }
+    // Nothing of a volume that is tested comes into the next round.
+    let said = fine(
+        at,
+        "scanside label-next --images phantom1/series patient9/series --manifest test.toml --structures VL --count 2 --out third",
+    );
+    assert!(said.contains("is tested by the manifest given"), "{said}");
+    let third = scanside::train::Manifest::load(&at.join("third/site.toml")).unwrap();
+    let tested = at.join("patient9/series").canonicalize().unwrap();
+    assert!(third.volume.iter().all(|e| e.images.as_deref() != Some(&*tested)), "{third:?}");
+    assert_eq!(third.volume.len(), 1);
 }
 
 /// Two of the three series get the same labels as other programs write them: a DICOM SEG by highdicom, which stands in for

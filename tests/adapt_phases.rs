@@ -10,7 +10,7 @@ use scanside::engine::Tensor;
 use scanside::model::weights::BaseWeights;
 use scanside::pipeline::CropRule;
 use scanside::terms::{Task, structure};
-use scanside::train::{Adapted, Case, Device, Entry, Event, TrainSettings, Use, adapt};
+use scanside::train::{Adapted, Case, Data, Device, Entry, Event, Later, TrainSettings, Use, adapt};
 
 fn case(phantom: u64, slices: Vec<usize>) -> Entry {
     Entry {
@@ -67,5 +67,53 @@ fn a_kill_in_any_phase_changes_nothing() {
     for stop in [("coarse", 3), ("fine", 2), ("pseudo", 3)] {
         assert!(go(Some(&checkpoint), stop).is_none(), "the run was to be killed in {stop:?}");
     }
+    // A later phase's checkpoint alone would be met only after the phase before it.
+    let coarse = checkpoint.with_added_extension("coarse");
+    let kept = std::fs::read(&coarse).unwrap();
+    std::fs::remove_file(&coarse).unwrap();
+    let refused = adapt(
+        base.tensors(),
+        &task,
+        &cases,
+        CropRule::default(),
+        &settings,
+        Device::Cpu,
+        Some(&checkpoint),
+        &mut |e| assert!(!matches!(e, Event::Step(_)), "a step was trained"),
+    )
+    .unwrap_err()
+    .to_string();
+    assert!(refused.contains("run.fine") && refused.contains("remove it"), "{refused}");
+    std::fs::write(&coarse, kept).unwrap();
     assert!(same(&go(Some(&checkpoint), never).unwrap().tensors), "the resumed run differs");
+}
+
+#[test]
+fn a_volume_that_is_loaded_when_it_is_drawn_teaches_the_same() {
+    let base = BaseWeights::random(5);
+    let task = Task { name: "t".into(), structures: ["VL", "RF"].map(|k| structure(k).unwrap()).to_vec() };
+    let unlabelled = Entry { usage: Use::Unlabelled, ..case(3, vec![5, 6]) };
+    let all: Vec<Case> = [case(1, vec![4]), unlabelled.clone(), case(2, vec![7])]
+        .iter()
+        .map(|e| Case::load(e, &task).unwrap())
+        .collect();
+    let labelled: Vec<Case> = [0, 2].map(|i| all[i].clone()).to_vec();
+    let later = [Later { after: 1, entry: unlabelled, slices: vec![5, 6] }];
+    let settings = TrainSettings {
+        coarse_steps: 0,
+        input_size: 96,
+        steps: 2,
+        pseudo_steps: 3,
+        pseudo_share: 1.0,
+        pseudo_doubt: 1.0,
+        seed: 9,
+        ..TrainSettings::default()
+    };
+    let go = |data: Data| {
+        adapt(base.tensors(), &task, data, CropRule::default(), &settings, Device::Cpu, None, &mut |_| {}).unwrap()
+    };
+    let (now, then) = (go(Data::from(&all)), go(Data { cases: &labelled, later: &later }));
+    assert_eq!(now.pseudo, then.pseudo);
+    assert!(now.pseudo > go(Data::from(&labelled)).pseudo, "nothing was taken from the volume without labels");
+    assert!(now.tensors == then.tensors, "the adapter differs");
 }

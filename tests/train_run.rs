@@ -55,4 +55,14 @@ fn an_interrupted_run_resumes_to_the_very_same_adapter() {
     let refused =
         train(base.tensors(), &material(&samples()), &other, Device::Cpu, Some(&checkpoint), &mut |_| {}).unwrap_err();
     assert!(refused.to_string().contains("other settings"), "{refused}");
+    let settings = TrainSettings { seed: 9, ..other };
+    let go = |base: &BaseWeights| {
+        train(base.tensors(), &material(&samples()), &settings, Device::Cpu, Some(&checkpoint), &mut |_| {})
+    };
+    let refused = go(&BaseWeights::random(6)).unwrap_err().to_string();
+    assert!(refused.contains("base weights"), "another base's checkpoint was taken: {refused}");
+    let bytes = std::fs::read(&checkpoint).unwrap();
+    std::fs::write(&checkpoint, &bytes[..bytes.len() / 2]).unwrap();
+    let refused = go(&base).unwrap_err().to_string();
+    assert!(refused.contains("run: cannot be read") && refused.contains("remove it"), "{refused}");
 }

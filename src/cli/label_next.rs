@@ -20,7 +20,7 @@ use crate::pipeline::{Progress, SegmentOptions, Segmentation, find_legs};
 use crate::segex::Report;
 use crate::series::{SeriesVolume, load_dir, scan_dir};
 use crate::terms::{STRUCTURE_KEYS, Side, Structure, structure};
-use crate::train::{Candidates, Manifest, Pick, propose};
+use crate::train::{Candidates, Entry, Manifest, Pick, propose};
 
 /// A slice with less of its leg than this share of the series' median does not show a thigh.
 const LEAST_LEG: f64 = 0.3;
@@ -74,6 +74,8 @@ struct Source {
     name: String,
     folder: PathBuf,
     candidates: Candidates,
+    /// Whether the manifest given lists it.
+    known: bool,
 }
 
 pub(super) fn run(args: &LabelNextArgs) -> anyhow::Result<ExitCode> {
@@ -91,14 +93,20 @@ pub(super) fn run(args: &LabelNextArgs) -> anyhow::Result<ExitCode> {
         .with_style(ProgressStyle::with_template("looking at {msg} {bar:30} {pos}/{len} {eta}")?);
     let mut sources = Vec::new();
     for (folder, name) in folders.into_iter().zip(names) {
+        let listed = entries(done.as_ref(), &folder);
+        if listed.iter().any(|e| e.usage.tested()) {
+            bar.suspend(|| println!("{name} is tested by the manifest given: nothing of it is proposed or looked at"));
+            bar.inc(1);
+            continue;
+        }
         bar.set_message(name.clone());
         let series = load_dir(&folder)?;
         let segmented = match &model {
             Some(m) => Some(segment(m, &series).with_context(|| format!("series {name}"))?),
             None => None,
         };
-        let candidates = candidates(&series, segmented.as_ref(), taken(done.as_ref(), &folder));
-        sources.push(Source { name, folder, candidates });
+        let candidates = candidates(&series, segmented.as_ref(), taken(&listed));
+        sources.push(Source { name, folder, candidates, known: !listed.is_empty() });
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -111,7 +119,10 @@ pub(super) fn run(args: &LabelNextArgs) -> anyhow::Result<ExitCode> {
     for (i, source) in sources.iter().enumerate() {
         let mut own: Vec<usize> = picks.iter().filter(|p| p.series == i).map(|p| p.slice).collect();
         if own.is_empty() {
-            unlabelled(&mut manifest, source);
+            // What the manifest given lists is listed once.
+            if !source.known {
+                unlabelled(&mut manifest, source);
+            }
             continue;
         }
         own.sort_unstable();
@@ -237,12 +248,16 @@ fn names(folders: &[PathBuf]) -> Vec<String> {
     out
 }
 
-/// Slices of a folder that a manifest lists.
-fn taken(done: Option<&Manifest>, folder: &Path) -> Vec<usize> {
+/// The entries of a manifest that name a folder.
+fn entries<'a>(done: Option<&'a Manifest>, folder: &Path) -> Vec<&'a Entry> {
     let same = |p: &Path| p.canonicalize().is_ok_and(|p| p == folder);
-    let labelled = done.into_iter().flat_map(|m| &m.volume).filter(|e| e.labels.is_some());
-    let entries = labelled.filter(|e| e.images.as_deref().is_some_and(same));
-    entries.flat_map(|e| e.slices.clone().unwrap_or_else(|| (0..10_000).collect())).collect()
+    done.into_iter().flat_map(|m| &m.volume).filter(|e| e.images.as_deref().is_some_and(same)).collect()
+}
+
+/// Slices that they label.
+fn taken(entries: &[&Entry]) -> Vec<usize> {
+    let labelled = entries.iter().filter(|e| e.labels.is_some());
+    labelled.flat_map(|e| e.slices.clone().unwrap_or_else(|| (0..10_000).collect())).collect()
 }
 
 fn segment(model: &Model, series: &SeriesVolume) -> anyhow::Result<Segmentation> {

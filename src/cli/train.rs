@@ -18,7 +18,8 @@ use crate::model::weights::BaseWeights;
 use crate::pipeline::CropRule;
 use crate::terms::{STRUCTURE_KEYS, Task, structure};
 use crate::train::{
-    Case, Device, Event, Manifest, PHASES, Progress, TrainSettings, TrainingSet, Use, adapt, load_cases, reference,
+    Case, Data, Device, Event, Manifest, PHASES, Progress, TrainSettings, TrainingSet, adapt, load_cases,
+    load_training, reference,
 };
 
 /// Train an adapter on labelled slices.
@@ -83,16 +84,16 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let task = task_of(&args.structures, &manifest, &args.out)?;
     super::labels::refuse_errors(&manifest, &task)?;
     let settings = settings_of(args)?;
-    ensure!(settings.steps > 0, "--steps 0 trains nothing");
-    crate::model::network::check_image_size(settings.input_size)?;
+    settings.check().map_err(anyhow::Error::msg)?;
     let folder = args.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     ensure!(folder.is_dir(), "there is no folder {} to write the adapter into", folder.display());
 
     let base = base_weights(args.weights.as_deref())?;
-    let cases = load_cases(&manifest, &task, |e| e.usage != Use::Test)?;
+    let (cases, later) = load_training(&manifest, &task)?;
+    let data = Data { cases: &cases, later: &later };
     let rule = CropRule::default();
     let slices: usize = cases.iter().map(|c| c.train.len()).sum();
-    let unlabelled: usize = cases.iter().map(|c| c.unlabelled.len()).sum();
+    let unlabelled = data.unlabelled();
     println!(
         "training {} on {slices} labelled slices ({unlabelled} unlabelled beside them): {} steps at {} px, at least {} at \
          {} px, {} with pseudo-labels; seed {}",
@@ -114,7 +115,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<ExitCode> {
     let begin = Instant::now();
     let adapted = {
         let mut log = LossLog::open(&curve, resumed)?;
-        adapt(base.tensors(), &task, &cases, rule, &settings, args.device, Some(&checkpoint), &mut |e| log.hear(&e))?
+        adapt(base.tensors(), &task, data, rule, &settings, args.device, Some(&checkpoint), &mut |e| log.hear(&e))?
     };
     let (set, tensors) = (adapted.set, adapted.tensors);
     let mut adapter = adapter_of(args, &manifest, &task, &settings, &set, &base, rule, tensors)?;

@@ -9,13 +9,15 @@
 //! - **NSD** at tolerance t: surface voxels of both masks within t of the other surface, over all surface voxels.
 //! - **Empty masks**: both empty: no figure (the structure is not counted, and said to be rightly absent). One empty:
 //!   Dice, IoU and NSD are 0, distances have no figure and are counted as missing.
-//! - **Some slices only** (`slices`): overlap and surface voxels are taken from those slices; the surface that they are
-//!   measured against is the whole volume's, so that a slice at the edge of the selection is not at a disadvantage.
+//! - **Some slices only** ([`Slices`]): overlap and surface voxels are taken from the slices that count; the surface that they are
+//!   measured against is that of all slices whose truth is known, so that a slice at the edge of the selection is not at a
+//!   disadvantage. Where the truth is not known, neither mask is looked at, and none ends there: a slice that is labelled alone
+//!   has its outline for a surface.
 
 use serde::{Deserialize, Serialize};
 
 pub use crate::image::surface::surface;
-use crate::image::surface::{hd95, surface_distances};
+use crate::image::surface::{hd95, surface_distances, telling};
 
 /// Agreement of two masks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,19 +38,31 @@ pub struct Agreement {
     pub nsd: Option<f64>,
 }
 
+/// The slices of a volume that is not looked at whole.
+#[derive(Clone, Copy, Debug)]
+pub struct Slices<'a> {
+    /// Those that count.
+    pub counted: &'a [usize],
+    /// Those whose truth is known, the counted ones among them.
+    pub known: &'a [usize],
+}
+
 /// Compares a segmentation with the truth, both masks on the same grid of `dims` and `spacing` (mm).
 ///
-/// `tolerance_mm` is NSD's; `slices`, where given, are the slices that count.
+/// `tolerance_mm` is NSD's; without `slices` all count.
 pub fn agreement(
     found: &[bool],
     truth: &[bool],
     dims: [usize; 3],
     spacing: [f64; 3],
     tolerance_mm: f64,
-    slices: Option<&[usize]>,
+    slices: Option<Slices>,
 ) -> Agreement {
     let plane = dims[0] * dims[1];
-    let counts: Vec<bool> = (0..dims[2]).map(|z| slices.is_none_or(|s| s.contains(&z))).collect();
+    let among = |of: fn(Slices) -> &[usize]| -> Vec<bool> {
+        (0..dims[2]).map(|z| slices.is_none_or(|s| of(s).contains(&z))).collect()
+    };
+    let (counts, known) = (among(|s| s.counted), among(|s| s.known));
     let (mut a, mut b, mut both) = (0usize, 0usize, 0usize);
     for (i, (&f, &t)) in found.iter().zip(truth).enumerate() {
         if counts[i / plane.max(1)] {
@@ -67,7 +81,7 @@ pub fn agreement(
         out.nsd = Some(0.0);
         return out;
     }
-    let (mut there, mut back) = surface_distances(found, truth, dims, spacing);
+    let (mut there, mut back) = surface_distances(found, truth, dims, spacing, telling(dims[2], |z| known[z]));
     there.retain(|(z, _)| counts[*z]);
     back.retain(|(z, _)| counts[*z]);
     let within = there.iter().chain(&back).filter(|d| d.1 <= tolerance_mm + 1e-6).count();
@@ -192,8 +206,37 @@ mod tests {
         let mut b = a.clone();
         b[..DIMS[0] * DIMS[1]].fill(false);
         assert!(agreement(&a, &b, DIMS, SPACING, 1.0, None).dice.unwrap() < 1.0);
-        let m = agreement(&a, &b, DIMS, SPACING, 1.0, Some(&[2, 3, 4]));
+        let m = agreement(&a, &b, DIMS, SPACING, 1.0, Some(Slices { counted: &[2, 3, 4], known: &[0, 1, 2, 3, 4] }));
         assert_eq!((m.dice, m.hd95_mm), (Some(1.0), Some(0.0)));
+    }
+
+    #[test]
+    fn a_slice_that_is_labelled_alone_is_measured_by_its_outline() {
+        // The same cylinder, once labelled on every slice and once on three that lie apart.
+        let (whole, sparse) = (block([1, 1, 0], [8, 7, 5]), {
+            let mut b = block([1, 1, 0], [8, 7, 5]);
+            let plane = DIMS[0] * DIMS[1];
+            [1, 3].iter().for_each(|z| b[z * plane..(z + 1) * plane].fill(false));
+            b
+        });
+        let only = [0, 2, 4];
+        let m = agreement(&whole, &sparse, DIMS, SPACING, 0.5, Some(Slices { counted: &only, known: &only }));
+        assert_eq!((m.dice, m.hd95_mm, m.assd_mm, m.nsd), (Some(1.0), Some(0.0), Some(0.0), Some(1.0)));
+        // One column too many: where both are solid every shared voxel would be a surface and agree.
+        let wider = block([1, 1, 0], [8, 7, 5])
+            .iter()
+            .zip(block([0, 1, 0], [1, 7, 5]))
+            .map(|(a, b)| *a || b)
+            .collect::<Vec<_>>();
+        let in_plane = |z: usize| {
+            let plane = DIMS[0] * DIMS[1];
+            let of = |m: &[bool]| m[z * plane..(z + 1) * plane].to_vec();
+            agreement(&of(&wider), &of(&whole), [DIMS[0], DIMS[1], 1], SPACING, 0.5, None)
+        };
+        let m = agreement(&wider, &whole, DIMS, SPACING, 0.5, Some(Slices { counted: &[2], known: &[2] }));
+        assert_eq!((m.nsd, m.assd_mm, m.hd95_mm), (in_plane(2).nsd, in_plane(2).assd_mm, in_plane(2).hd95_mm));
+        // 8 x 6 has 24 voxels of outline, 7 x 6 has 22; 6 of either are the moved column, 0.8 mm off.
+        assert!((m.nsd.unwrap() - 34.0 / 46.0).abs() < 1e-12 && (m.assd_mm.unwrap() - 12.0 * 0.8 / 46.0).abs() < 1e-6);
     }
 
     #[test]

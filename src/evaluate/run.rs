@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::{Agreement, Presence, agreement};
+use super::metrics::{Agreement, Presence, Slices, agreement};
 use crate::image::LabelMap;
 use crate::pipeline::{
     CropRule, LegView, Networks, PipelineError, SegmentOptions, Segmentation, Segmenter, clean_up, compose, true_box,
@@ -289,7 +289,8 @@ impl Evaluation<'_> {
         let g = &case.volume.geometry;
         let large = LegView { crop: view.crop.resized(base.input_size()), ..view.clone() };
         let mut out = vec![vec![false; g.voxels()]; self.task.structures.len()];
-        for &z in &case.test {
+        // Every slice that has labels: a mask that ends at the slices that count would have a surface there.
+        for z in 0..g.dims[2] {
             let boxes = boxes_of(view, truth, z, out.len());
             let (which, corners): (Vec<usize>, Vec<[f32; 4]>) =
                 boxes.iter().enumerate().filter_map(|(k, b)| Some((k, (*b)?))).unzip();
@@ -325,6 +326,7 @@ pub fn compare(
     let g = &truth.geometry;
     let tolerance = tolerance_mm.unwrap_or_else(|| g.spacing[0].max(g.spacing[1]).max(1.0));
     let slices = (case.test.len() < g.dims[2]).then_some(case.test.as_slice());
+    let known: Vec<usize> = case.train.iter().chain(&case.test).copied().collect();
     (0..task.structures.len())
         .filter(|&k| case.known[k])
         .map(|k| {
@@ -334,7 +336,14 @@ pub fn compare(
                 side,
                 structure: task.structures[k].key.clone(),
                 prompt,
-                agreement: agreement(&found, &truth, g.dims, g.spacing, tolerance, slices),
+                agreement: agreement(
+                    &found,
+                    &truth,
+                    g.dims,
+                    g.spacing,
+                    tolerance,
+                    slices.map(|counted| Slices { counted, known: &known }),
+                ),
                 presence: Presence::of(&found, &truth, g.plane(), slices),
                 segex: None,
             }

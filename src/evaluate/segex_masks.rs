@@ -129,7 +129,8 @@ impl MaskMaker<'_> {
                 Study::Validation => None,
             };
             let shapes = left_out.as_deref().unwrap_or(self.shapes);
-            let stages = self.stages(i, case, &slices(case), study == Study::Calibration)?;
+            let subject = cases.iter().position(|c| c.series == case.series).unwrap_or(i);
+            let stages = self.stages(subject, case, &slices(case), study == Study::Calibration)?;
             let work: Vec<(usize, usize)> =
                 stages.iter().enumerate().flat_map(|(s, stage)| stage.known.iter().map(move |&k| (s, k))).collect();
             let made: Vec<Vec<StudyMask>> =
@@ -143,9 +144,9 @@ impl MaskMaker<'_> {
         Ok(out)
     }
 
-    /// Shapes over the labelled slices of all cases but one; none where there is no other.
+    /// Shapes over the labelled slices of all cases but those of one's series; none where there is no other.
     fn shapes_without(&self, cases: &[Case], i: usize) -> Result<Option<Vec<ShapeStatistics>>, EvaluateError> {
-        let others: Vec<&Case> = cases.iter().enumerate().filter(|(o, _)| *o != i).map(|(_, c)| c).collect();
+        let others: Vec<&Case> = cases.iter().filter(|c| c.series != cases[i].series).collect();
         let shapes = shapes_of(&others, self.task, self.crop, self.size)?;
         Ok((!shapes.is_empty()).then_some(shapes))
     }

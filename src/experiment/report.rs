@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::plan::{Arm, Plan};
 use super::record::Record;
-use crate::evaluate::statistics::{Crossed, bootstrap_crossed_mean_ci, bootstrap_mean_ci, holm, wilcoxon_signed_rank};
+use crate::evaluate::statistics::{Crossed, bootstrap_crossed_mean_ci, holm, paired_differences, wilcoxon_signed_rank};
 use crate::evaluate::{CaseRow, Prompt};
 use crate::image::plot::{Axis, Plot, Series};
 
@@ -164,28 +164,24 @@ fn comparisons(plan: &Plan, records: &[Record]) -> String {
         for (slices, _) in counts(arm) {
             let a = by_subject(&of(records, &arm.name, slices), None, |c| c.agreement.dice);
             let b = by_subject(&of(records, with, slices), None, |c| c.agreement.dice);
+            let differences = paired_differences(&a, &b);
             let mut subjects: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
-            let mut draws = BTreeSet::new();
-            for (&(subject, draw), v) in &a {
-                if let Some(w) = b.get(&(subject, draw)) {
-                    subjects.entry(subject).or_default().push(v - w);
-                    draws.insert(draw);
-                }
+            for (&(subject, _), v) in &differences {
+                subjects.entry(subject).or_default().push(*v);
             }
             if subjects.is_empty() {
                 continue;
             }
             // One value per subject: draws of the same subject are no independent observations.
-            let per: Vec<f64> = subjects.values().map(|v| v.iter().sum::<f64>() / v.len() as f64).collect();
-            let groups: Vec<Vec<f64>> = subjects.into_values().collect();
+            let per: Vec<f64> = subjects.into_values().map(|v| v.iter().sum::<f64>() / v.len() as f64).collect();
             let w = wilcoxon_signed_rank(&per);
             rows.push(Row {
                 arm: arm.name.clone(),
                 with: with.into(),
                 slices,
-                draws: draws.len(),
+                draws: differences.keys().map(|k| k.1).collect::<BTreeSet<_>>().len(),
                 difference: per.iter().sum::<f64>() / per.len() as f64,
-                interval: bootstrap_mean_ci(&groups, LEVEL, ROUNDS, SEED),
+                interval: interval(&differences),
                 p: w.p,
                 n: per.len(),
             });
@@ -193,8 +189,9 @@ fn comparisons(plan: &Plan, records: &[Record]) -> String {
     }
     let corrected = holm(&rows.iter().map(|r| r.p).collect::<Vec<_>>());
     let mut out = String::from(
-        "## Differences\n\nDice of the arm minus Dice of what it is compared with, on the same draws and subjects. p: Wilcoxon's \
-         signed-rank test over subjects (mean over draws), corrected after Holm over all rows. A negative sign means that what the \
+        "## Differences\n\nDice of the arm minus Dice of what it is compared with, on the same draws and subjects. Intervals \
+         say what new subjects and new draws would give; with one draw, what new subjects would. p: Wilcoxon's signed-rank test over \
+         subjects (mean over draws), for these draws alone, corrected after Holm over all rows. A negative sign means that what the \
          arm changes was worth having.\n\n| arm | compared with | slices | draws | difference [95 % CI] | p (Holm) | subjects |\n\
          |---|---|---:|---:|---|---:|---:|\n",
     );
@@ -364,4 +361,32 @@ fn over_time(plan: &Plan, records: &[Record]) -> String {
         ..Plot::default()
     }
     .svg()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::records;
+
+    /// The committed runs of two arms and draws, with every Dice of the second arm moved by the draw.
+    #[test]
+    fn a_difference_that_depends_on_the_draw_has_an_interval_that_says_so() {
+        let evidence = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/evidence");
+        let plan = Plan::load(&evidence.join("experiments.toml")).unwrap();
+        let all = records(&evidence.join("runs")).unwrap();
+        let of = |draw: usize| {
+            let run = |r: &&Record| r.key.arm == "full" && r.key.slices == 5 && r.key.draw == draw;
+            all.iter().find(run).unwrap().clone()
+        };
+        let mut runs = vec![of(0), of(1)];
+        for (draw, by) in [(0, 0.05), (1, -0.05)] {
+            let mut moved = of(draw);
+            moved.key.arm = "core".into();
+            moved.table.cases.iter_mut().for_each(|c| c.agreement.dice = c.agreement.dice.map(|d| d + by));
+            runs.push(moved);
+        }
+        let text = comparisons(&plan, &runs);
+        let row = text.lines().find(|l| l.starts_with("| core | full | 5 | 2 |")).unwrap();
+        assert!(row.contains("+0.000 [-0.050, +0.050]") || row.contains("-0.000 [-0.050, +0.050]"), "{row}");
+    }
 }

@@ -68,6 +68,7 @@ fn structure(input: &CompareInput, s: &ComparedStructure) -> Option<StructureRep
         found: region.with(cut(input.labels, s.label)),
         truth: region.with(cut(input.truth, s.truth)),
         pixel: g.spacing[0].max(g.spacing[1]),
+        single: g.dims[2] == 1,
     };
     let what =
         Graded { structure: s.structure, side: s.side, label: s.label, volume_mm3: pair.found.total() * g.voxel_mm3() };
@@ -115,6 +116,8 @@ struct Pair {
     truth: Region,
     /// The larger pixel spacing, mm.
     pixel: f64,
+    /// Whether the volume is one slice, above and below which nothing is known.
+    single: bool,
 }
 
 impl Pair {
@@ -137,7 +140,7 @@ impl Pair {
 
     fn boundary(&self, remarks: &mut Vec<String>) -> Grade {
         let r = &self.found;
-        let (there, back) = surface_distances(&r.mask, &self.truth.mask, r.dims, r.spacing);
+        let (there, back) = surface_distances(&r.mask, &self.truth.mask, r.dims, r.spacing, |z| !self.single || z == 0);
         let tolerance = self.tolerance();
         let share = |z: Option<usize>| {
             let (mut n, mut near) = (0.0, 0.0);

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::calibrate::calibrate;
-use super::dataset::{Case, TrainingSet, training_set};
+use super::dataset::{Data, TrainingSet, training_set};
 use super::device::Device;
 use super::manifest::DatasetError;
-use super::pseudo::{PseudoRule, pseudo_labels};
+use super::pseudo::{PseudoError, PseudoRule, pseudo_labels};
 use super::run::{Material, Progress, TrainError, train};
 use super::settings::{Feedback, TrainSettings};
 use crate::engine::{EngineError, Tensor};
-use crate::pipeline::{CropRule, PipelineError, Prompting};
+use crate::pipeline::{CropRule, Prompting};
 use crate::terms::Task;
 
 /// Names of the phases, which are also the extensions of their checkpoints.
@@ -26,9 +26,9 @@ pub enum AdaptError {
     /// Training.
     #[error(transparent)]
     Train(#[from] TrainError),
-    /// The teacher could not run.
-    #[error("pseudo-labels: {0}")]
-    Teacher(#[from] PipelineError),
+    /// The pseudo-labels.
+    #[error(transparent)]
+    Pseudo(#[from] PseudoError),
     /// The network while its presence is calibrated.
     #[error(transparent)]
     Network(#[from] EngineError),
@@ -58,16 +58,16 @@ pub struct Adapted {
     pub pseudo: usize,
 }
 
-/// Adapts the base to the labelled slices of `cases`. With `checkpoint`, a run that was killed goes on where it stopped and
+/// Adapts the base to the labelled slices of `data`. With `checkpoint`, a run that was killed goes on where it stopped and
 /// ends the same; each phase keeps its own file beside it.
 ///
 /// # Errors
 /// [`AdaptError`].
 #[allow(clippy::too_many_arguments)]
-pub fn adapt(
+pub fn adapt<'a>(
     base: &BTreeMap<String, Tensor>,
     task: &Task,
-    cases: &[Case],
+    data: impl Into<Data<'a>>,
     rule: CropRule,
     settings: &TrainSettings,
     device: Device,
@@ -75,8 +75,11 @@ pub fn adapt(
     tell: &mut dyn FnMut(Event),
 ) -> Result<Adapted, AdaptError> {
     let structures = task.structures.len();
+    let data = data.into();
+    let cases = data.cases;
     let set = training_set(cases, task, rule, settings.input_size)?;
     let file = |phase: &str| -> Option<PathBuf> { checkpoint.map(|p| p.with_added_extension(phase)) };
+    orphans(settings, &file)?;
     let mut start = None;
     if settings.coarse_size > 0 && settings.coarse_steps > 0 {
         tell(Event::Phase("coarse"));
@@ -92,7 +95,7 @@ pub fn adapt(
     let phase = TrainSettings { steps: settings.steps_for(set.samples.len()), ..settings.clone() };
     let mut tensors = train(base, &material, &phase, device, file("fine").as_deref(), &mut |p| tell(Event::Step(*p)))?;
     let mut pseudo = Vec::new();
-    if settings.pseudo_steps > 0 && cases.iter().any(|c| !c.unlabelled.is_empty()) {
+    if settings.pseudo_steps > 0 && data.unlabelled() > 0 {
         tell(Event::Phase("pseudo-labels"));
         let rule = PseudoRule {
             crop: rule,
@@ -107,7 +110,7 @@ pub fn adapt(
         };
         let mut teacher = tensors.clone();
         calibrate(base, &mut teacher, &set.samples, settings, device)?;
-        pseudo = pseudo_labels(base, &teacher, task, cases, &rule, device, &mut |a, b| tell(Event::Labelling(a, b)))?;
+        pseudo = pseudo_labels(base, &teacher, task, data, &rule, device, &mut |a, b| tell(Event::Labelling(a, b)))?;
         tell(Event::Kept(pseudo.len()));
         tell(Event::Phase("pseudo"));
         let phase =
@@ -120,4 +123,19 @@ pub fn adapt(
     }
     calibrate(base, &mut tensors, &set.samples, settings, device)?;
     Ok(Adapted { tensors, set, pseudo: pseudo.len() })
+}
+
+/// A later phase's checkpoint without those of the phases before it is another run's: it would be met, and refused, only after those
+/// had been trained again.
+fn orphans(settings: &TrainSettings, file: &dyn Fn(&str) -> Option<PathBuf>) -> Result<(), TrainError> {
+    let enabled = [settings.coarse_size > 0 && settings.coarse_steps > 0, true, settings.pseudo_steps > 0];
+    let there = |phase: &str| file(phase).filter(|p| p.exists());
+    let phases = PHASES.iter().zip(enabled).filter(|(_, on)| *on).map(|(p, _)| there(p));
+    match phases.skip_while(Option::is_some).flatten().next() {
+        Some(path) => Err(TrainError::Checkpoint {
+            path,
+            problem: "the phase before it has none, so that it is not this run's; remove it to start anew".into(),
+        }),
+        None => Ok(()),
+    }
 }

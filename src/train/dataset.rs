@@ -18,6 +18,8 @@ use crate::terms::{Side, Task};
 pub struct Case {
     /// Name in the manifest.
     pub name: String,
+    /// [`Entry::series`].
+    pub series: String,
     /// The images.
     pub volume: Volume,
     /// The header's laterality, for a single leg.
@@ -93,7 +95,8 @@ impl Case {
                 task.structures[k].key
             )));
         }
-        Ok(Case { name: entry.name.clone(), volume, hint, truth, known, side: entry.side, train, test, unlabelled })
+        let (name, series) = (entry.name.clone(), entry.series());
+        Ok(Case { name, series, volume, hint, truth, known, side: entry.side, train, test, unlabelled })
     }
 
     /// All legs of the volume, right first; which of them are labelled says [`Case::labelled`].
@@ -148,7 +151,68 @@ pub fn load_cases(
     task: &Task,
     wanted: impl Fn(&Entry) -> bool,
 ) -> Result<Vec<Case>, DatasetError> {
-    manifest.volume.iter().filter(|e| wanted(e)).map(|e| Case::load(e, task)).collect()
+    let series = manifest.series();
+    let entries = manifest.volume.iter().enumerate().filter(|(_, e)| wanted(e));
+    entries.map(|(i, _)| load_entry(manifest, i, &series, task)).collect()
+}
+
+fn load_entry(manifest: &Manifest, i: usize, series: &[String], task: &Task) -> Result<Case, DatasetError> {
+    let mut case = Case::load(&manifest.volume[i], task)?;
+    case.unlabelled = manifest.unseen(i, series, &case.unlabelled);
+    Ok(case)
+}
+
+/// A volume without labels. A site has hundreds, of which the pseudo-labels' draw takes a few: it is loaded when it is drawn.
+#[derive(Clone, Debug)]
+pub struct Later {
+    /// The cases that stand before it in the manifest.
+    pub after: usize,
+    /// Its entry.
+    pub entry: Entry,
+    /// Slices that training may look at.
+    pub slices: Vec<usize>,
+}
+
+/// What an adaptation learns from.
+#[derive(Clone, Copy, Debug)]
+pub struct Data<'a> {
+    /// Volumes in memory, those with labels among them.
+    pub cases: &'a [Case],
+    /// Volumes without labels.
+    pub later: &'a [Later],
+}
+
+impl Data<'_> {
+    /// Slices that training may look at without labels.
+    pub fn unlabelled(&self) -> usize {
+        let later = self.later.iter().map(|l| l.slices.len());
+        self.cases.iter().map(|c| c.unlabelled.len()).chain(later).sum()
+    }
+}
+
+impl<'a> From<&'a Vec<Case>> for Data<'a> {
+    fn from(cases: &'a Vec<Case>) -> Self {
+        Data { cases, later: &[] }
+    }
+}
+
+/// The volumes of a manifest that training uses: those with labels, and those without, each of which is read once here, so that one that
+/// cannot be used is named before hours of training.
+///
+/// # Errors
+/// [`DatasetError`] of the first volume that cannot be used.
+pub fn load_training(manifest: &Manifest, task: &Task) -> Result<(Vec<Case>, Vec<Later>), DatasetError> {
+    let (mut cases, mut later) = (Vec::new(), Vec::new());
+    let series = manifest.series();
+    for (i, entry) in manifest.volume.iter().enumerate().filter(|(_, e)| e.usage != Use::Test) {
+        let case = load_entry(manifest, i, &series, task)?;
+        if entry.usage == Use::Unlabelled {
+            later.push(Later { after: cases.len(), entry: entry.clone(), slices: case.unlabelled });
+        } else {
+            cases.push(case);
+        }
+    }
+    Ok((cases, later))
 }
 
 /// The labelled slices of the cases, through the crop that serving uses, `size` pixels along an edge.

@@ -122,6 +122,43 @@ pub struct Entry {
     pub usage: Use,
 }
 
+impl Entry {
+    /// What tells its series from another's: the folder of its images, however it is written, or the phantom's seed.
+    pub fn series(&self) -> String {
+        match &self.images {
+            Some(folder) => folder.canonicalize().unwrap_or_else(|_| folder.clone()).display().to_string(),
+            None => format!("phantom {}", self.phantom.unwrap_or_default()),
+        }
+    }
+
+    fn lists(&self, slice: usize) -> bool {
+        self.slices.as_ref().is_none_or(|s| s.contains(&slice))
+    }
+
+    /// Whether it trains on the labels of this slice.
+    pub fn trains(&self, slice: usize) -> bool {
+        matches!(self.usage, Use::Train | Use::Both) && self.lists(slice)
+    }
+
+    /// Whether this slice is evaluated.
+    pub fn tests(&self, slice: usize) -> bool {
+        match self.usage {
+            Use::Test => self.lists(slice),
+            Use::Both => !self.lists(slice),
+            Use::Train | Use::Unlabelled => false,
+        }
+    }
+
+    /// Whether training looks at this slice without its labels.
+    pub fn looks(&self, slice: usize) -> bool {
+        match self.usage {
+            Use::Train => !self.lists(slice),
+            Use::Unlabelled => self.lists(slice),
+            Use::Test | Use::Both => false,
+        }
+    }
+}
+
 /// A data set description.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -179,7 +216,41 @@ impl Manifest {
         if manifest.volume.is_empty() {
             return Err(format("lists no [[volume]]".into()));
         }
+        manifest.apart().map_err(format)?;
         Ok(manifest)
+    }
+
+    /// [`Entry::series`] of each volume.
+    pub(super) fn series(&self) -> Vec<String> {
+        self.volume.iter().map(Entry::series).collect()
+    }
+
+    /// A slice that one entry trains on and another tests would flatter the test.
+    fn apart(&self) -> Result<(), String> {
+        let series = self.series();
+        for (learnt, own) in self.volume.iter().zip(&series) {
+            for (tested, _) in self.volume.iter().zip(&series).filter(|(_, s)| *s == own) {
+                // One number stands for all that neither of the two lists.
+                let listed = [learnt, tested].into_iter().filter_map(|e| e.slices.as_ref()).flatten().copied();
+                if let Some(z) = listed.chain([usize::MAX]).find(|&z| learnt.trains(z) && tested.tests(z)) {
+                    let slice = if z == usize::MAX { "slices".into() } else { format!("slice {z}") };
+                    return Err(format!(
+                        "{slice} of {own} is trained on by the entry {:?} and tested by {:?}: list it in one of them",
+                        learnt.name, tested.name
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The slices of entry `i`, of those that it looks at without labels, that no other entry of its series trains on, tests, or looks
+    /// at before it: what is tested is not looked at while training, and what is labelled is not guessed.
+    /// `series` is [`Manifest::series`].
+    pub(super) fn unseen(&self, i: usize, series: &[String], slices: &[usize]) -> Vec<usize> {
+        let others = || self.volume.iter().enumerate().filter(|(j, _)| *j != i && series[*j] == series[i]);
+        let told = |z: usize| others().any(|(j, o)| o.trains(z) || o.tests(z) || (j < i && o.looks(z)));
+        slices.iter().copied().filter(|&z| !told(z)).collect()
     }
 
     /// Every structure key that the volumes' maps name or their label files' segments are recognised as, in the order of
@@ -200,5 +271,65 @@ impl Manifest {
         }
         STRUCTURE_KEYS.iter().filter(|k| named.contains(*k)).for_each(|k| add(k));
         keys
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest(volumes: &[&str]) -> Result<Manifest, DatasetError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("site.toml");
+        std::fs::write(&path, volumes.iter().map(|v| format!("[[volume]]\n{v}\n")).collect::<String>()).unwrap();
+        Manifest::load(&path)
+    }
+
+    #[test]
+    fn what_another_entry_labels_or_tests_is_not_looked_at_without_labels() {
+        let m = manifest(&[
+            "phantom = 1\nslices = [4]",
+            "phantom = 1\nslices = [9]\nuse = \"test\"",
+            "phantom = 1\nuse = \"unlabelled\"",
+            "phantom = 2\nuse = \"unlabelled\"\nslices = [0, 1]",
+            "phantom = 2\nuse = \"unlabelled\"\nslices = [1, 2]",
+            "phantom = 3\nuse = \"test\"",
+            "phantom = 3\nuse = \"unlabelled\"",
+        ])
+        .unwrap();
+        let series = m.series();
+        let all: Vec<usize> = (0..12).collect();
+        let rest: Vec<usize> = all.iter().copied().filter(|z| *z != 4).collect();
+        // The rest of a labelled volume, without what is tested, and each slice once.
+        assert_eq!(m.unseen(0, &series, &rest), rest.iter().copied().filter(|z| *z != 9).collect::<Vec<_>>());
+        assert_eq!(m.unseen(2, &series, &all), [0usize; 0]);
+        assert_eq!(m.unseen(3, &series, &[0, 1]), [0, 1]);
+        assert_eq!(m.unseen(4, &series, &[1, 2]), [2]);
+        assert_eq!(m.unseen(6, &series, &all), [0usize; 0]);
+    }
+
+    #[test]
+    fn a_slice_is_trained_on_or_tested_and_not_both() {
+        for (learnt, tested, slice) in [
+            ("slices = [2, 7]", "slices = [7]\nuse = \"test\"", "slice 7"),
+            ("slices = [2]", "use = \"test\"", "slice 2"),
+            ("", "slices = [3]\nuse = \"test\"", "slice 3"),
+            ("", "use = \"test\"", "slices"),
+            ("slices = [2]\nuse = \"both\"", "slices = [3]\nuse = \"both\"", "slice 2"),
+        ] {
+            let of = |e: &str| format!("name = \"n\"\nphantom = 5\n{e}");
+            let refused = manifest(&[&of(learnt), &of(tested)]).unwrap_err().to_string();
+            assert!(
+                refused.contains(slice) && refused.contains("phantom 5") && refused.contains("in one"),
+                "{refused}"
+            );
+        }
+        // Each leg labelled in a file of its own, other slices tested.
+        assert!(
+            manifest(&["phantom = 5\nslices = [2]\nside = \"right\"", "phantom = 5\nslices = [2]\nside = \"left\""])
+                .is_ok()
+        );
+        assert!(manifest(&["phantom = 5\nslices = [2]", "phantom = 5\nslices = [7]\nuse = \"test\""]).is_ok());
+        assert!(manifest(&["phantom = 5\nslices = [2]\nuse = \"both\""]).is_ok());
     }
 }

@@ -21,7 +21,9 @@ pub use crate::labels;
 pub use adapt::{AdaptError, Adapted, Event, PHASES, adapt};
 pub use calibrate::calibrate;
 pub use check::{Finding, Severity, check};
-pub use dataset::{Assigned, Case, Meaning, TrainingSet, load_cases, resolve, shapes_of, training_set};
+pub use dataset::{
+    Assigned, Case, Data, Later, Meaning, TrainingSet, load_cases, load_training, resolve, shapes_of, training_set,
+};
 pub use device::{Device, DeviceError};
 pub use init::{fresh_adapter, parameters};
 pub use manifest::{DatasetError, Entry, Manifest, Use};

@@ -18,7 +18,7 @@ use super::unet::{fresh_unet, unet_step};
 use crate::engine::Tensor;
 use crate::model::autograd::Learner;
 use crate::model::eager::{AdamConfig, EagerLearner, StateError};
-use crate::model::network::position_shapes;
+use crate::model::network::{NETWORK_VERSION, position_shapes};
 
 /// Steps between checkpoints.
 const CHECKPOINT_EVERY: usize = 50;
@@ -92,7 +92,7 @@ pub fn train(
     if labelled.is_empty() {
         return Err(TrainError::NoSamples);
     }
-    let identity = identity(material, settings, device);
+    let identity = identity(base, material, settings, device);
     let config = AdamConfig { lr: settings.lr, weight_decay: settings.weight_decay, ..AdamConfig::default() };
     let saved = match checkpoint {
         Some(path) if path.exists() => Some(Saved::read(path, &identity)?),
@@ -186,9 +186,15 @@ fn pick(seed: u64, step: usize, samples: usize) -> usize {
     order[step % samples]
 }
 
-/// Settings, device and data as one hash: a checkpoint of another run must not be resumed.
-fn identity(material: &Material, settings: &TrainSettings, device: Device) -> String {
+/// Base, network, settings, device and data as one hash: a checkpoint of another run must not be resumed.
+fn identity(base: &BTreeMap<String, Tensor>, material: &Material, settings: &TrainSettings, device: Device) -> String {
     let mut hash = Sha256::new();
+    hash.update(env!("CARGO_PKG_VERSION"));
+    hash.update(NETWORK_VERSION.to_le_bytes());
+    for (name, t) in base {
+        hash.update(name);
+        t.data.iter().for_each(|v| hash.update(v.to_le_bytes()));
+    }
     hash.update(settings.sha256());
     if device != Device::Cpu {
         hash.update(device.to_string());
@@ -233,22 +239,27 @@ impl Saved {
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut file = tempfile::NamedTempFile::new_in(folder).map_err(|e| fail(e.to_string()))?;
         std::io::Write::write_all(&mut file, &bytes).map_err(|e| fail(e.to_string()))?;
+        // Or a power cut could leave the name on an empty file.
+        file.as_file().sync_all().map_err(|e| fail(e.to_string()))?;
         file.persist(path).map_err(|e| fail(e.to_string()))?;
         Ok(())
     }
 
     fn read(path: &Path, identity: &str) -> Result<Saved, TrainError> {
         let fail = |problem: String| TrainError::Checkpoint { path: path.to_path_buf(), problem };
-        let bytes = std::fs::read(path).map_err(|e| fail(e.to_string()))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| fail(e.to_string()))?;
+        let broken = |e: String| fail(format!("cannot be read ({e}); remove it to train this phase again"));
+        let bytes = std::fs::read(path).map_err(|e| broken(e.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| broken(e.to_string()))?;
         let meta = header.metadata().clone().unwrap_or_default();
         if meta.get("identity").map(String::as_str) != Some(identity) {
             return Err(fail(
-                "belongs to other settings or data; remove it to start anew, or name another with --checkpoint".into(),
+                "belongs to other settings, data, base weights or another release; remove it and those of the later phases beside \
+                 it to start anew, or name another with --checkpoint"
+                    .into(),
             ));
         }
-        let step = meta.get("step").and_then(|s| s.parse().ok()).ok_or_else(|| fail("names no step".into()))?;
-        let file = SafeTensors::deserialize(&bytes).map_err(|e| fail(e.to_string()))?;
+        let step = meta.get("step").and_then(|s| s.parse().ok()).ok_or_else(|| broken("it names no step".into()))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| broken(e.to_string()))?;
         let mut saved = Saved { step, params: BTreeMap::new(), adam: BTreeMap::new() };
         for (name, view) in file.iter() {
             let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
@@ -256,7 +267,7 @@ impl Saved {
             match name.split_once('/') {
                 Some(("param", n)) => saved.params.insert(n.to_string(), tensor),
                 Some(("adam", n)) => saved.adam.insert(n.to_string(), tensor),
-                _ => return Err(fail(format!("has an unknown tensor {name}"))),
+                _ => return Err(broken(format!("unknown tensor {name}"))),
             };
         }
         Ok(saved)

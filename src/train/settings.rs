@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::sample::Augmentation;
-use crate::model::network::TRAINED_WHOLE;
+use crate::model::network::{MAX_RANK, TRAINED_WHOLE, check_image_size};
 use crate::pipeline::Prompting;
 
 /// Settings of a run; equal settings, data and seed give the same adapter.
@@ -176,6 +176,40 @@ impl TrainSettings {
         hex::encode(Sha256::digest(serde_json::to_vec(self).unwrap_or_default()))
     }
 
+    /// Whether these settings end in an adapter that serves; asked before anything is trained.
+    ///
+    /// # Errors
+    /// One sentence that names the setting and the remedy.
+    pub fn check(&self) -> Result<(), String> {
+        if self.steps == 0 {
+            return Err("steps = 0 trains nothing: give the main phase steps".into());
+        }
+        if self.unet > 0 {
+            return Err(format!(
+                "unet = {} trains a baseline that is no adapter: set it to 0, or compare with it by `scanside experiment`",
+                self.unet
+            ));
+        }
+        if self.feedback == Feedback::TrainAndTest {
+            return Err(
+                "feedback = \"train-and-test\" makes an adapter that no engine serves: use \"off\" or \"train\", or \
+                        measure it by `scanside experiment`"
+                    .into(),
+            );
+        }
+        for (name, rank) in [("encoder_rank", self.encoder_rank), ("decoder_rank", self.decoder_rank)] {
+            if rank > MAX_RANK {
+                return Err(format!("{name} = {rank} is too much: give 0 to {MAX_RANK}"));
+            }
+        }
+        check_image_size(self.input_size).map_err(|e| format!("input_size: {e}"))?;
+        if self.coarse_size > 0 {
+            check_image_size(self.coarse_size)
+                .map_err(|e| format!("coarse_size: {e}; 0 leaves the first phase out"))?;
+        }
+        Ok(())
+    }
+
     /// Scales the steps of all phases so that they are `total` together; at least one in the main phase.
     pub fn scale_steps(&mut self, total: usize) {
         let coarse = if self.coarse_size > 0 { self.coarse_steps } else { 0 };
@@ -202,6 +236,23 @@ impl TrainSettings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_end_in_an_adapter_is_refused_before_it_is_trained() {
+        let refused = |change: fn(&mut TrainSettings)| {
+            let mut s = TrainSettings::default();
+            change(&mut s);
+            s.check().unwrap_err()
+        };
+        assert_eq!(TrainSettings::default().check(), Ok(()));
+        assert!(refused(|s| s.steps = 0).starts_with("steps = 0"));
+        assert!(refused(|s| s.unet = 16).contains("experiment"));
+        assert!(refused(|s| s.feedback = Feedback::TrainAndTest).contains("train-and-test"));
+        assert!(refused(|s| s.encoder_rank = 257).starts_with("encoder_rank = 257"));
+        assert!(refused(|s| s.decoder_rank = 300).starts_with("decoder_rank = 300"));
+        assert!(refused(|s| s.input_size = 100).starts_with("input_size"));
+        assert!(refused(|s| s.coarse_size = 200).starts_with("coarse_size"));
+    }
 
     #[test]
     fn more_slices_get_more_steps_up_to_twice() {

@@ -21,8 +21,8 @@ pub use layers::linear_lora;
 pub use rank::{TRAINED_WHOLE, all_padded, engine_shapes, padded, rank_axis};
 pub(crate) use shapes::check_deltas;
 pub use shapes::{
-    LoraTarget, ShapeError, Shapes, check_adapter_shapes, check_base_shapes, check_image_size, conv_adapter_shapes,
-    expected_base_shapes, lora_targets, position_shapes,
+    LoraTarget, MAX_RANK, ShapeError, Shapes, check_adapter_shapes, check_base_shapes, check_image_size,
+    conv_adapter_shapes, expected_base_shapes, lora_targets, position_shapes,
 };
 
 /// Version of this definition: an adapter trained with another one does not fit, whatever its shapes say.

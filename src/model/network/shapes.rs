@@ -40,6 +40,15 @@ pub enum ShapeError {
         /// What is wrong.
         cause: String,
     },
+    /// Gradient feedback while serving, which the graphs have no place for.
+    #[error(
+        "the adapter's tensor {name} feeds gradients back while serving (feedback = \"train-and-test\"), which no engine does: train \
+         with feedback = \"off\" or \"train\""
+    )]
+    Feedback {
+        /// Name of the tensor.
+        name: String,
+    },
     /// The input size does not fit the encoder.
     #[error("input size {size} is not a multiple of 32 between 32 and 2048")]
     ImageSize {
@@ -47,6 +56,9 @@ pub enum ShapeError {
         size: usize,
     },
 }
+
+/// Highest LoRA rank.
+pub const MAX_RANK: usize = 256;
 
 /// A layer that may carry a LoRA pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -335,9 +347,9 @@ fn check_pair(adapter: &Shapes, target: &LoraTarget) -> Result<(), ShapeError> {
     let (&[rank, inputs], &[outputs, rank_b]) = (&a[..], &b[..]) else {
         return broken(format!("shapes {a:?} and {b:?} are not matrices"));
     };
-    if inputs != target.inputs || outputs != target.outputs || rank != rank_b || !(1..=256).contains(&rank) {
+    if inputs != target.inputs || outputs != target.outputs || rank != rank_b || !(1..=MAX_RANK).contains(&rank) {
         return broken(format!(
-            "shapes {a:?} and {b:?}, expected [r, {}] and [{}, r] with r in 1..=256",
+            "shapes {a:?} and {b:?}, expected [r, {}] and [{}, r] with r in 1..={MAX_RANK}",
             target.inputs, target.outputs
         ));
     }

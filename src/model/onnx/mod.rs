@@ -59,10 +59,14 @@ pub fn emit_encoder(base: &BaseWeights, adapter: &Shapes, size: usize) -> Result
 /// `[1,K,S/16,S/16]`.
 ///
 /// # Errors
-/// [`ShapeError`] when the size does not fit or the adapter has no whole classifier.
+/// [`ShapeError`] when the size does not fit, or the adapter has no whole classifier or feeds gradients back.
 pub fn emit_classifier(base: &BaseWeights, adapter: &Shapes, size: usize) -> Result<Graph, ShapeError> {
     network::check_image_size(size)?;
     network::check_adapter_shapes(adapter, structures(adapter)?)?;
+    // A graph without it would be another classifier than the one that was trained.
+    if let Some(name) = adapter.keys().find(|n| n.starts_with("feedback.")) {
+        return Err(ShapeError::Feedback { name: name.clone() });
+    }
     let e = Emitter::new(base, adapter);
     let embedding = e.input(EMBEDDING, &[1, EMBED, size / STRIDE, size / STRIDE]);
     let out = network::classify(&e, &embedding);

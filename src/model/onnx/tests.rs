@@ -47,6 +47,14 @@ fn the_same_input_gives_the_same_bytes() {
 }
 
 #[test]
+fn an_adapter_that_feeds_gradients_back_while_serving_is_refused() {
+    let mut shapes = adapter();
+    shapes.extend(crate::model::network::feedback_shapes());
+    let refused = emit_classifier(&BaseWeights::random(3), &shapes, 64).unwrap_err().to_string();
+    assert!(refused.contains("feedback.") && refused.contains("train-and-test"), "{refused}");
+}
+
+#[test]
 fn adapter_tensors_are_inputs_and_only_where_read() {
     let base = BaseWeights::random(3);
     let encoder = emit_encoder(&base, &adapter(), 64).unwrap();
