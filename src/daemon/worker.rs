@@ -365,6 +365,7 @@ fn end(
             let summary = json!({
                 "verdict": format!("{:?}", s.report.verdict),
                 "score": s.report.score,
+                "calibrated": s.report.calibrated,
                 "needs_review": needs_review(&s.report, files.bar),
                 "pilot": files.pilot,
                 "structures": structures,

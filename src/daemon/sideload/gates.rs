@@ -67,6 +67,9 @@ pub fn shadow(s: &Sideload, cases: &[Case]) -> Judgement {
             s.shadow_lost_score
         ));
     }
+    // Recorded without the active adapter's score alone where the two were of different scales.
+    let two_scales = cases.iter().any(|c| c.active.score.is_none() && !c.active.verdict.is_empty());
+    let apart = "; scores were not compared, as one adapter's grades are calibrated and the other's are not";
     let timed: Vec<f64> =
         cases.iter().filter_map(|c| Some(c.candidate.seconds? / c.active.seconds.filter(|s| *s > 0.0)?)).collect();
     let (count, ratio) = (timed.len(), median(timed));
@@ -77,11 +80,12 @@ pub fn shadow(s: &Sideload, cases: &[Case]) -> Judgement {
         ));
     }
     Judgement::Passed(Why::said(format!(
-        "shadow passed over {} series{}{}{}",
+        "shadow passed over {} series{}{}{}{}",
         cases.len(),
         dice.map_or(String::new(), |d| format!(", Dice to the active adapter {d:.3}")),
         scores.map_or(String::new(), |(o, a)| format!(", SegEx score {o:.0} against {a:.0}")),
         ratio.map_or(String::new(), |r| format!(", {r:.2} times its time")),
+        if scores.is_none() && two_scales { apart } else { "" },
     )))
 }
 
@@ -163,6 +167,20 @@ mod tests {
         assert!(judge(&of("B", 80.0, 10.0, 0.7)).contains("Dice of 0.700"));
         assert!(judge(&of("B", 60.0, 10.0, 0.9)).contains("mean SegEx score is 60"));
         assert!(judge(&of("B", 80.0, 20.0, 0.9)).contains("2.00 times"));
+        // Scores of two scales were left out when they were recorded: nothing is lost by them, and the sentence says so.
+        let mut apart = of("B", 10.0, 10.0, 0.9);
+        apart.iter_mut().for_each(|c| c.active.score = None);
+        let said = judge(&apart);
+        assert!(
+            said.starts_with("passed: shadow passed over 3 series, Dice to the active adapter 0.900, 1.00"),
+            "{said}"
+        );
+        assert!(
+            said.ends_with(
+                "; scores were not compared, as one adapter's grades are calibrated and the other's are not"
+            )
+        );
+        assert!(judge(&of("B", 80.0, 10.0, 0.9)).ends_with("SegEx score 80 against 80, 1.00 times its time"));
         // What was interrupted was not timed, and two times are too few.
         let mut slow = of("B", 80.0, 20.0, 0.9);
         slow[0].candidate.seconds = None;

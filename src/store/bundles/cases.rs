@@ -62,7 +62,8 @@ pub struct Case {
     pub problem: String,
     /// What the candidate made of it.
     pub candidate: Side,
-    /// What the active adapter made of it; empty on probation.
+    /// What the active adapter made of it; empty on probation. Without a score where it was of another scale: the grades of one of the
+    /// two adapters are calibrated, the other's are not.
     pub active: Side,
     /// Agreement of the two; empty on probation.
     pub dice: Vec<StructureDice>,
