@@ -117,7 +117,8 @@ fn presence(s: &mut String, table: &Table) {
     s.push_str(
         "</table>\n<p class=\"note\">Of the slices with a structure, the share in which it was found; of those without, the \
          share left empty. SegEx grades the automatic result without the truth; A: use as is, B: minor edits, C: major edits, \
-         D: redo. A structure that is there and was not found has no verdict and is not usable.</p>\n",
+         D: redo. A structure that is there and was not found has no verdict and is not usable; –: found on no leg, or not \
+         graded.</p>\n",
     );
 }
 
