@@ -48,6 +48,7 @@ fn a_site_evaluates_shares_and_plans() {
 
     let out = evaluate(at, &["--prompts", "automatic", "--out", "shared", "--aggregates"]);
     assert!(out.status.success());
+    assert!(read("shared.md").contains("NSD at 1 mm or one pixel, whichever is more."));
     assert!(!at.join("shared.html").exists());
     let shared: serde_json::Value = serde_json::from_str(&read("shared.json")).unwrap();
     assert!(shared.get("cases").is_none() && shared["rows"] == json["rows"]);
@@ -59,6 +60,10 @@ fn a_site_evaluates_shares_and_plans() {
     let out = evaluate(at, &["--label-cost", "site.toml", "--out", "curve"]);
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(!out.status.success() && said.contains("site.toml is not what"), "{said}");
+    // Another tolerance than the default is named where its figures stand.
+    let out = evaluate(at, &["--prompts", "automatic", "--tolerance", "3", "--out", "coarse", "--aggregates"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(read("coarse.md").contains("- NSD tolerance: 3 mm\n") && read("coarse.md").contains("NSD at 3 mm."));
     let out = evaluate(at, &["--prompts", "magic"]);
     assert!(String::from_utf8_lossy(&out.stderr).contains("automatic, prompt-free, true-box or zero-shot"));
 }

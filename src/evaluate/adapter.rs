@@ -2,7 +2,7 @@
 
 use super::overlays::overlays;
 use super::run::{EvaluateError, Evaluation, Outcome, Prompt};
-use super::table::{Table, Trained};
+use super::table::{TOLERANCE, Table, Trained};
 use crate::adapter::Adapter;
 use crate::image::Rgb;
 use crate::model::weights::BaseWeights;
@@ -94,6 +94,9 @@ pub fn evaluate_adapter(
     fact("adapter", format!("{} {}, sha256 {sha256}", meta.name, meta.version));
     fact("trained", format!("{} slices of {} volumes, {} steps, seed {}", p.slices, p.volumes, p.steps, p.seed));
     fact("tested", format!("{slices} slices of {} volumes, input {} px", tested.len(), meta.input_size));
+    if let Some(mm) = setting.tolerance_mm {
+        fact(TOLERANCE, format!("{mm} mm"));
+    }
     if wants(Prompt::ZeroShotTrueBox) {
         fact("zero-shot input", format!("{} px, the same leg crop", setting.zero_shot_size));
     }

@@ -85,10 +85,12 @@ fn figures(s: &mut String, table: &Table) {
             r.absent
         );
     }
-    s.push_str(
+    let _ = writeln!(
+        s,
         "</table>\n<p class=\"note\">Means over legs, whole volumes, slices without the structure included. HD95: the larger of \
-         both directed 95th percentiles. NSD at 1 mm or one pixel, whichever is more. Missing: only one of truth and mask has \
-         the structure (Dice 0, no distance). The automatic result is the result; the true box is an upper bound.</p>\n",
+         both directed 95th percentiles. NSD at {}. Missing: only one of truth and mask has \
+         the structure (Dice 0, no distance). The automatic result is the result; the true box is an upper bound.</p>",
+        escape(table.tolerance())
     );
 }
 
