@@ -42,6 +42,7 @@ fn a_site_evaluates_shares_and_plans() {
     assert_eq!((json["cases"][0]["case"].as_u64(), json["cases"][0]["side"].as_str()), (Some(1), Some("right")));
     assert!(json["cases"][0]["dice"].as_f64().unwrap() > 0.5 && json["cases"][0]["verdict"].is_string(), "{json}");
     assert_eq!(json["rows"][0]["presence"]["both"], 3);
+    assert!(read("site.md").contains("- trained: 96 slices of 16 volumes, 800 steps in the main phase, seed 1\n"));
     for name in ["site.html", "site.json", "site.md"] {
         assert!(!read(name).contains("Meier"), "{name} names a volume");
     }

@@ -107,7 +107,7 @@ pub struct Trained {
     pub slices: usize,
     /// Volumes that they come from.
     pub volumes: usize,
-    /// Optimiser steps.
+    /// Optimiser steps of the main phase.
     pub steps: usize,
     /// Seed.
     pub seed: u64,
