@@ -159,8 +159,13 @@ fn quantise_needs_something_to_look_at() {
     assert!(!dir.path().join("r.toml").exists());
     // A site's own volumes instead of phantoms, here phantoms again. Without time, every layer is kept and the file says so.
     let site = dir.path().join("site.toml");
-    std::fs::write(&site, "structures = [\"VL\", \"VM\", \"VI\", \"RF\"]\n[[volume]]\nname = \"a\"\nphantom = 7\n")
-        .unwrap();
+    let tested =
+        "structures = [\"VL\", \"VM\", \"VI\", \"RF\"]\n[[volume]]\nname = \"t\"\nphantom = 8\nuse = \"test\"\n";
+    std::fs::write(&site, tested).unwrap();
+    let (ok, said) = run(&["--manifest", site.to_str().unwrap()]);
+    assert!(!ok && said.contains("those for testing left out"), "{said}");
+    // The test volume is there, and is not looked at.
+    std::fs::write(&site, format!("{tested}[[volume]]\nname = \"a\"\nphantom = 7\n")).unwrap();
     let (ok, said) =
         run(&["--manifest", site.to_str().unwrap(), "--slices", "2", "--rules", "min-max", "--minutes", "0"]);
     assert!(ok, "{said}");

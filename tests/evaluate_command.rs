@@ -42,12 +42,14 @@ fn a_site_evaluates_shares_and_plans() {
     assert_eq!((json["cases"][0]["case"].as_u64(), json["cases"][0]["side"].as_str()), (Some(1), Some("right")));
     assert!(json["cases"][0]["dice"].as_f64().unwrap() > 0.5 && json["cases"][0]["verdict"].is_string(), "{json}");
     assert_eq!(json["rows"][0]["presence"]["both"], 3);
+    assert!(read("site.md").contains("- trained: 96 slices of 16 volumes, 800 steps in the main phase, seed 1\n"));
     for name in ["site.html", "site.json", "site.md"] {
         assert!(!read(name).contains("Meier"), "{name} names a volume");
     }
 
     let out = evaluate(at, &["--prompts", "automatic", "--out", "shared", "--aggregates"]);
     assert!(out.status.success());
+    assert!(read("shared.md").contains("NSD at 1 mm or one pixel, whichever is more."));
     assert!(!at.join("shared.html").exists());
     let shared: serde_json::Value = serde_json::from_str(&read("shared.json")).unwrap();
     assert!(shared.get("cases").is_none() && shared["rows"] == json["rows"]);
@@ -59,6 +61,10 @@ fn a_site_evaluates_shares_and_plans() {
     let out = evaluate(at, &["--label-cost", "site.toml", "--out", "curve"]);
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(!out.status.success() && said.contains("site.toml is not what"), "{said}");
+    // Another tolerance than the default is named where its figures stand.
+    let out = evaluate(at, &["--prompts", "automatic", "--tolerance", "3", "--out", "coarse", "--aggregates"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(read("coarse.md").contains("- NSD tolerance: 3 mm\n") && read("coarse.md").contains("NSD at 3 mm."));
     let out = evaluate(at, &["--prompts", "magic"]);
     assert!(String::from_utf8_lossy(&out.stderr).contains("automatic, prompt-free, true-box or zero-shot"));
 }

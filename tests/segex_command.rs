@@ -6,17 +6,20 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use scanside::adapter::{Adapter, Reference, Spread};
 use scanside::daemon::source_of;
 use scanside::dicom::write::{Identity, ResultInput, SegmentSpec, segmentation, write_atomically};
 use scanside::image::LabelMap;
 use scanside::image::morphology::erode;
 use scanside::image::phantom::{Phantom, PhantomOptions};
 use scanside::labels::{NamedLabel, write_seg_nrrd};
+use scanside::model::weights::load_or_fetch;
 use scanside::pipeline::write_dicom_series;
 use scanside::segex::observe::ReportFile;
 use scanside::segex::{Criterion, Report, Verdict};
 use scanside::series::load_dir;
 use scanside::terms::{Side, Task, structure};
+use scanside::train::{Manifest, load_cases, reference};
 
 const KEYS: [&str; 3] = ["VL", "VM", "RF"];
 
@@ -229,12 +232,31 @@ fn a_calibrated_adapter_grades_with_a_result_of_its_own_beside_and_says_so() {
     }
     std::fs::write(site.path("site.toml"), manifest).unwrap();
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("adapters/thigh-phantom.safetensors");
-    let (shipped, calibrated) = (shipped.display().to_string(), site.text("calibrated.safetensors"));
+    // As a site's own adapter it knows how its calibration set looked, with scores of grades that were not calibrated.
+    let mut before = Adapter::load(&shipped).unwrap();
+    let figure = Spread::of(&[7.0, 8.0]);
+    let invented = |key: &str| Reference { key: key.into(), area: figure, intensity: figure, score: figure };
+    before.meta.reference = before.meta.task.structures.iter().map(|s| invented(&s.key)).collect();
+    before.save(&site.path("site.safetensors")).unwrap();
+    let (shipped, calibrated) = (site.text("site.safetensors"), site.text("calibrated.safetensors"));
     let manifest = site.text("site.toml");
     let out = scanside(&["segex", "calibrate", "-a", &shipped, "-m", &manifest, "-o", &calibrated]);
     assert!(out.status.success(), "{}", said(&out));
     let text = said(&out);
     assert!(text.contains("24 labelled masks of 3 subjects") && text.contains("AUROC for usable as is"), "{text}");
+
+    // Drift's reference has the scores of the calibrated grades; nothing else of the adapter changed.
+    let after = Adapter::load(Path::new(&calibrated)).unwrap();
+    let cases = load_cases(&Manifest::load(Path::new(&manifest)).unwrap(), &after.meta.task, |_| true).unwrap();
+    let measured = reference(&after, &load_or_fetch(&mut |_| {}).unwrap(), &cases).unwrap();
+    assert_eq!(after.meta.reference.len(), 4);
+    for (r, m) in after.meta.reference.iter().zip(&measured) {
+        assert!(m.score.is_some() && m.score != figure, "{m:?}");
+        assert_eq!(*r, Reference { score: m.score, ..invented(&m.key) });
+    }
+    before.meta.segex = after.meta.segex.clone();
+    before.meta.reference = after.meta.reference.clone();
+    assert_eq!((&after.meta, &after.tensors), (&before.meta, &before.tensors));
 
     let graded = |more: &[&str]| {
         let out = site.grade(&[&["--adapter", &calibrated], more].concat());

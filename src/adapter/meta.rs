@@ -73,7 +73,7 @@ pub struct Provenance {
     pub tool: String,
     /// Seed of the run.
     pub seed: u64,
-    /// Optimiser steps.
+    /// Optimiser steps of the main phase; the coarse one and that with pseudo-labels come on top.
     pub steps: usize,
     /// Volumes with at least one labelled slice.
     pub volumes: usize,

@@ -15,7 +15,7 @@ use crate::model::onnx::{EngineManifest, PhantomSlices, Recipe};
 use crate::pipeline::CropRule;
 use crate::pipeline::probe::phantom_images;
 use crate::precision::{SearchSetting, Slices, Told, search};
-use crate::train::{Manifest, load_cases};
+use crate::train::{Case, Manifest, Use, load_cases};
 
 /// Calibrate INT8, measure what it does to the masks, and write the recipe: ranges, and the layers that stay wide with the reason.
 #[derive(Args, Debug)]
@@ -26,7 +26,7 @@ pub struct QuantiseArgs {
     /// Folder of an engine: its manifest names the input size and the phantoms
     #[arg(long, short, required_unless_present = "manifest")]
     engine: Option<PathBuf>,
-    /// A site's volumes instead of phantoms: calibrated on the even slices, measured on the odd ones
+    /// A site's volumes instead of phantoms: calibrated on the even slices, measured on the odd ones; what is for testing is left out
     #[arg(long, short, conflicts_with = "engine")]
     manifest: Option<PathBuf>,
     /// With --manifest: slices of each volume
@@ -142,20 +142,55 @@ fn images_of(p: &PhantomSlices, crop: CropRule, size: usize) -> anyhow::Result<V
     Ok(all)
 }
 
-/// Evenly spaced slices of every volume of a site's manifest, by turns for calibration and for measuring.
+/// Up to `count` evenly spaced slices of a volume, without those that it is evaluated on.
+fn chosen(case: &Case, count: usize) -> Vec<usize> {
+    let all: Vec<usize> = (0..case.volume.geometry.dims[2]).filter(|z| !case.test.contains(z)).collect();
+    let count = count.max(1).min(all.len());
+    (0..count).filter_map(|i| all.get((2 * i + 1) * all.len() / (2 * count)).copied()).collect()
+}
+
+/// Evenly spaced slices of every volume of a site's manifest, by turns for calibration and for measuring. What the manifest is
+/// evaluated on decides nothing.
 fn site(path: &std::path::Path, adapter: &Adapter, count: usize) -> anyhow::Result<Slices> {
     let manifest = Manifest::load(path)?;
     let mut out = Slices { calibration: Vec::new(), measured: Vec::new() };
-    for case in load_cases(&manifest, &adapter.meta.task, |_| true)? {
+    for case in load_cases(&manifest, &adapter.meta.task, |e| e.usage != Use::Test)? {
         let views = case.views(adapter.meta.crop, adapter.meta.input_size)?;
-        let all = case.volume.geometry.dims[2];
-        let count = count.clamp(1, all);
+        let slices = chosen(&case, count);
         for view in views.iter().enumerate().filter(|(l, _)| case.labelled(&views, *l)).map(|(_, v)| v) {
-            for i in 0..count {
+            for (i, &z) in slices.iter().enumerate() {
                 let to = if i % 2 == 0 { &mut out.calibration } else { &mut out.measured };
-                to.push(view.input(&case.volume, (2 * i + 1) * all / (2 * count)));
+                to.push(view.input(&case.volume, z));
             }
         }
     }
+    ensure!(
+        !out.calibration.is_empty() && !out.measured.is_empty(),
+        "the manifest {} has no two slices of a volume to look at, those for testing left out: give volumes with another use than \
+         \"test\", and --slices 2 or more",
+        path.display()
+    );
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::Entry;
+
+    #[test]
+    fn what_is_for_testing_is_not_looked_at() {
+        let task = crate::terms::Task { name: "t".into(), structures: Vec::new() };
+        let of = |usage: &str, count: usize| {
+            let entry: Entry =
+                toml::from_str(&format!("phantom = 7\nslices = [1, 4, 6]\nuse = \"{usage}\"\n")).unwrap();
+            let case = Case::load(&entry, &task).unwrap();
+            (chosen(&case, count), case.volume.geometry.dims[2])
+        };
+        assert_eq!(of("both", 2).0, [1, 6]);
+        assert_eq!(of("both", 6).0, [1, 4, 6], "its other slices are evaluated");
+        let (train, all) = of("train", 2);
+        assert_eq!(train, [all / 4, 3 * all / 4], "of all slices: nothing is evaluated on them");
+        assert_eq!(of("train", 1000).0, (0..all).collect::<Vec<_>>());
+    }
 }

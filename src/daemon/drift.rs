@@ -4,6 +4,7 @@
 //! standard deviation s: `z = (median - m) / (s sqrt(pi / (2 N) + 1 / n))`, where pi / 2 is what the median of N cases is less
 //! certain than their mean, and n is the size of the calibration set, whose own mean is uncertain too. With few labelled
 //! slices s is drawn towards a prior. An alert begins at `drift.z` and ends below three quarters of it; a better score is none.
+//! A structure that a case lacks has a score of 0 in it: one that vanishes is seen once half of the window's cases lack it.
 
 use rusqlite::Connection;
 
@@ -22,14 +23,14 @@ const CALM: f64 = 0.75;
 /// What is measured.
 const QUANTITIES: [&str; 3] = ["area", "intensity", "score"];
 
-/// What a segmented case measures of each structure: the mean over its legs.
-pub fn served(volume: &Volume, s: &Segmentation) -> Vec<Served> {
+/// What a segmented case measures of each structure: the mean over its legs; a score of 0 for what it lacks.
+pub fn served(volume: &Volume, s: &Segmentation, references: &[Reference]) -> Vec<Served> {
     let bright = brightness(volume);
     let mut keys: Vec<&str> = s.report.structures.iter().map(|r| r.structure.key.as_str()).collect();
     keys.dedup();
     keys.sort_unstable();
     keys.dedup();
-    let mut out = Vec::new();
+    let mut out = lost(references, &keys);
     for key in keys {
         let of_key = || s.report.structures.iter().filter(|r| r.structure.key == key);
         let measured: Vec<[f64; 2]> =
@@ -44,6 +45,19 @@ pub fn served(volume: &Volume, s: &Segmentation) -> Vec<Served> {
         }
     }
     out
+}
+
+/// A score of 0 for each structure that a case lacks: neither found nor seen by the classifier, so that the report does not name it.
+/// What most of the calibration set's legs lack too is no loss; what has no score there cannot be compared.
+fn lost(references: &[Reference], found: &[&str]) -> Vec<Served> {
+    let legs = references.iter().filter_map(|r| r.score).map(|s| s.count).max().unwrap_or(0);
+    let usual = |r: &&Reference| r.score.is_some_and(|s| 2 * s.count > legs);
+    references
+        .iter()
+        .filter(usual)
+        .filter(|r| !found.contains(&r.key.as_str()))
+        .map(|r| Served { structure: r.key.clone(), quantity: QUANTITIES[2].into(), value: 0.0 })
+        .collect()
 }
 
 /// Distance of the newest cases from the calibration set in standard errors; `quantity` indexes [`QUANTITIES`].
@@ -115,6 +129,14 @@ pub fn look(
 /// A drift in words.
 pub fn sentence(d: &Drift) -> String {
     let what = match d.quantity.as_str() {
+        // The median: most of the cases have no mask of it, or one that is worth nothing.
+        "score" if d.median <= 0.0 => {
+            return format!(
+                "{} was not found, or has a SegEx score of 0, in most of the last {} cases; {:.0} is its score in the \
+                 calibration set (z {:.1})",
+                d.structure, d.cases, d.expected, d.z
+            );
+        }
         "area" => {
             let percent = ((d.median - d.expected).exp() - 1.0) * 100.0;
             let word = if percent < 0.0 { "smaller" } else { "larger" };
@@ -130,7 +152,9 @@ pub fn sentence(d: &Drift) -> String {
 mod tests {
     use super::*;
     use crate::adapter::measure_slice;
+    use crate::engine::EngineIdentity;
     use crate::image::phantom::{Phantom, PhantomOptions};
+    use crate::segex::{Report, StructureReport, Verdict};
     use crate::store::queue;
     use crate::terms::{Side, Task, structure};
 
@@ -169,6 +193,15 @@ mod tests {
 
     /// Serves phantoms one after the other and tells which alerts begin at which case.
     fn run(cases: usize, change: impl Fn(usize, &mut Phantom, &mut f64)) -> (Vec<(usize, String)>, Vec<Drift>) {
+        run_lacking(cases, |_| false, change)
+    }
+
+    /// The same with cases whose report does not name VM.
+    fn run_lacking(
+        cases: usize,
+        lacks: impl Fn(usize) -> bool,
+        change: impl Fn(usize, &mut Phantom, &mut f64),
+    ) -> (Vec<(usize, String)>, Vec<Drift>) {
         let mut conn = Connection::open_in_memory().unwrap();
         conn.execute_batch(queue::MIGRATION).unwrap();
         conn.execute_batch(review::MIGRATION).unwrap();
@@ -179,15 +212,30 @@ mod tests {
             let mut p = phantom(100 + case as u64);
             let mut score = 86.0;
             change(case, &mut p, &mut score);
-            let truth = p.truth(&task(), Side::Right);
-            let bright = brightness(&p.volume);
-            let mut now = Vec::new();
-            for (k, s) in task().structures.iter().enumerate() {
-                let [area, grey] = measure(&p.volume, &truth, k as u8 + 1, bright).unwrap();
-                for (q, value) in QUANTITIES.iter().zip([area, grey, score]) {
-                    now.push(Served { structure: s.key.clone(), quantity: (*q).into(), value });
-                }
-            }
+            let reports = task().structures.into_iter().zip(1..).map(|(structure, label)| StructureReport {
+                structure,
+                side: Some(Side::Right),
+                label,
+                volume_mm3: 1.0,
+                grades: Vec::new(),
+                score,
+                verdict: Verdict::B,
+                remarks: Vec::new(),
+            });
+            let reports = reports.filter(|r| r.structure.key != "VM" || !lacks(case)).collect();
+            let found = Segmentation {
+                labels: p.truth(&task(), Side::Right),
+                segments: Vec::new(),
+                doubt: Vec::new(),
+                report: Report::new("device".into(), false, false, reports),
+                evidence: None,
+                engine: EngineIdentity { kind: "cpu".into(), version: String::new(), precision: "fp32".into() },
+                adapter: "a".into(),
+                adapter_sha256: "a".into(),
+                remarks: Vec::new(),
+                times: Vec::new(),
+            };
+            let now = served(&p.volume, &found, &references);
             let job = queue::open_job(&mut conn, &format!("1.{case}"), &[case as i64], "quiet", 0, 0).unwrap().unwrap();
             let (drifts, said) = look(&conn, &settings, &references, "a", job.id, &now, 1_000 + case as i64).unwrap();
             let tx = conn.transaction().unwrap();
@@ -239,5 +287,33 @@ mod tests {
         assert!(fell.iter().any(|(_, s)| s.contains("SegEx score of VM is 60 instead of 89")), "{fell:?}");
         let (rose, _) = run(12, |_, _, score| *score = 100.0);
         assert_eq!(rose, []);
+    }
+
+    #[test]
+    fn a_structure_that_vanishes_is_seen_and_one_that_single_series_lack_is_none() {
+        let (begun, drifts) = run_lacking(12, |_| true, |_, _, _| {});
+        let [(case, said)] = begun.as_slice() else { panic!("{begun:?}") };
+        assert_eq!(*case, 5, "the least number of cases is six");
+        let words = "drift begins: VM was not found, or has a SegEx score of 0, in most of the last 6 cases; 89 is its score in";
+        assert!(said.starts_with(words), "{said}");
+        assert_eq!(drifts.len(), 4, "three of VL and the score of VM: {drifts:?}");
+        // A third of the series show no VM: too few for the median.
+        let (begun, _) = run_lacking(14, |case| case % 3 == 0, |_, _, _| {});
+        assert!(begun.iter().all(|(_, s)| !s.contains("score")), "{begun:?}");
+    }
+
+    #[test]
+    fn what_the_calibration_set_mostly_lacks_is_no_loss() {
+        let mut references = references();
+        let keys = |r: &[Reference], found: &[&str]| -> Vec<String> {
+            lost(r, found).into_iter().map(|s| s.structure).collect()
+        };
+        assert_eq!(keys(&references, &["VL"]), ["VM"]);
+        assert_eq!(keys(&references, &["VL", "VM"]), [""; 0]);
+        references[1].score = Spread::of(&[90.0, 91.0]);
+        assert_eq!(keys(&references, &["VL"]), [""; 0], "two of four legs show it");
+        references[1].score = None;
+        assert_eq!(keys(&references, &["VL"]), [""; 0], "nothing to compare with");
+        assert_eq!(keys(&[], &["VL"]), [""; 0]);
     }
 }

@@ -207,9 +207,9 @@ impl Kept {
         files: &ResultFiles<'_>,
     ) -> Result<Kept, Trouble> {
         let (shared, job, adapter) = (this.shared, this.job, this.model.adapter_sha256());
-        let served = drift::served(&volume.volume, s);
+        let references = &this.model.references;
+        let served = drift::served(&volume.volume, s, references);
         let (drifts, alerts) = shared.store.with_conn(|c| {
-            let references = &this.model.references;
             // A repeat of this step must say the same, so the alert counts from the job's own time.
             drift::look(c, &shared.config.drift, references, adapter, job.id, &served, job.created_ms)
         })?;
@@ -365,6 +365,7 @@ fn end(
             let summary = json!({
                 "verdict": format!("{:?}", s.report.verdict),
                 "score": s.report.score,
+                "calibrated": s.report.calibrated,
                 "needs_review": needs_review(&s.report, files.bar),
                 "pilot": files.pilot,
                 "structures": structures,

@@ -85,10 +85,12 @@ fn figures(s: &mut String, table: &Table) {
             r.absent
         );
     }
-    s.push_str(
+    let _ = writeln!(
+        s,
         "</table>\n<p class=\"note\">Means over legs, whole volumes, slices without the structure included. HD95: the larger of \
-         both directed 95th percentiles. NSD at 1 mm or one pixel, whichever is more. Missing: only one of truth and mask has \
-         the structure (Dice 0, no distance). The automatic result is the result; the true box is an upper bound.</p>\n",
+         both directed 95th percentiles. NSD at {}. Missing: only one of truth and mask has \
+         the structure (Dice 0, no distance). The automatic result is the result; the true box is an upper bound.</p>",
+        escape(table.tolerance())
     );
 }
 
@@ -117,7 +119,8 @@ fn presence(s: &mut String, table: &Table) {
     s.push_str(
         "</table>\n<p class=\"note\">Of the slices with a structure, the share in which it was found; of those without, the \
          share left empty. SegEx grades the automatic result without the truth; A: use as is, B: minor edits, C: major edits, \
-         D: redo. A structure that is there and was not found has no verdict and is not usable.</p>\n",
+         D: redo. A structure that is there and was not found has no verdict and is not usable; –: found on no leg, or not \
+         graded.</p>\n",
     );
 }
 

@@ -39,7 +39,7 @@ pub struct CostPoint {
     pub dice: Spread,
     /// Highest and lowest evaluation's mean Dice.
     pub dice_range: [f64; 2],
-    /// Share of structures that SegEx lets pass with minor edits at most; none where nothing was graded.
+    /// Share of structures that SegEx lets pass with minor edits at most, those not found counted as not; none where nothing was graded.
     pub usable: Option<Spread>,
     /// Lowest and highest evaluation's share.
     pub usable_range: Option<[f64; 2]>,
@@ -170,9 +170,13 @@ impl LabelCost {
     }
 }
 
-/// Share of all graded structures with verdict A or B, automatic; a structure that was not found counts as not usable.
+/// Share of all structures with verdict A or B, automatic; none where nothing at all was graded. A structure that was not found counts
+/// as not usable, also where it was found on no leg, so that its row has no verdict.
 fn usable(table: &Table) -> Option<f64> {
-    let rows: Vec<_> = table.rows.iter().filter(|r| r.prompt == Prompt::Automatic && r.usable().is_some()).collect();
+    let rows: Vec<_> = table.rows.iter().filter(|r| r.prompt == Prompt::Automatic).collect();
+    if rows.iter().all(|r| r.usable().is_none()) {
+        return None;
+    }
     let legs: usize = rows.iter().map(|r| r.legs).sum();
     let good: usize = rows.iter().map(|r| r.verdicts[0] + r.verdicts[1]).sum();
     (legs > 0).then(|| good as f64 / legs as f64)
@@ -251,6 +255,35 @@ mod tests {
         assert!(text.contains("| 20 | 120 | 1 | 0.900 | +0.067 | 1.000 | 0.900 | 0.900 |"), "{text}");
         let svg = curve.svg();
         assert!(svg.contains(">30 min<") && svg.contains(">120 min<") && svg.contains("at 6 a slice"), "{svg}");
+    }
+
+    #[test]
+    fn a_structure_that_is_never_found_is_not_usable() {
+        let outcome = |structure: &str, found: usize, segex: Option<(f64, Verdict)>| Outcome {
+            case: 0,
+            side: None,
+            structure: structure.into(),
+            prompt: Prompt::Automatic,
+            agreement: Agreement {
+                found,
+                truth: 5,
+                dice: Some(if found > 0 { 0.9 } else { 0.0 }),
+                iou: None,
+                hd95_mm: None,
+                assd_mm: None,
+                nsd: None,
+            },
+            presence: Presence::default(),
+            segex,
+        };
+        let share = |vl: Option<(f64, Verdict)>| {
+            let all = [outcome("VL", 5, vl), outcome("VM", 0, None)];
+            let mut table = Table::new(&all, &["VL".into(), "VM".into()], Vec::new());
+            table.trained = Some(Trained { slices: 5, volumes: 1, steps: 1, seed: 1 });
+            LabelCost::new(&[("5.json".into(), table)], 6.0).unwrap().points[0].usable.map(|u| u.mean)
+        };
+        assert_eq!(share(Some((90.0, Verdict::A))), Some(0.5));
+        assert_eq!(share(None), None, "nothing was graded");
     }
 
     #[test]

@@ -107,11 +107,14 @@ pub struct Trained {
     pub slices: usize,
     /// Volumes that they come from.
     pub volumes: usize,
-    /// Optimiser steps.
+    /// Optimiser steps of the main phase.
     pub steps: usize,
     /// Seed.
     pub seed: u64,
 }
+
+/// The fact that says what NSD's tolerance was, where one was given.
+pub(super) const TOLERANCE: &str = "NSD tolerance";
 
 /// What is written down of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -196,6 +199,13 @@ impl Table {
         Spread::of(rows).map(|s| s.mean)
     }
 
+    /// NSD's tolerance in words: the one that was given, as the facts say, else the default.
+    pub(super) fn tolerance(&self) -> &str {
+        // The last: a fact of the same name from the command line stands before it.
+        let given = self.facts.iter().rfind(|(k, _)| k == TOLERANCE);
+        given.map_or("1 mm or one pixel, whichever is more", |(_, v)| v)
+    }
+
     /// The table in Markdown, with the facts above and the conventions below.
     pub fn markdown(&self, title: &str) -> String {
         let mut out = format!("# {title}\n\n");
@@ -226,10 +236,12 @@ impl Table {
             );
         }
         self.presence_table(&mut out);
-        out.push_str(
+        let _ = writeln!(
+            out,
             "\nWhole volumes, slices without the structure included. Surface: voxels with a face neighbour outside. HD95: the \
-             larger of both directed 95th percentiles; ASSD over both surfaces; NSD at 1 mm or one pixel, whichever is more. \
-             Missing: only one of truth and mask has the structure (Dice 0, no distance). docs/metrics.md has the conventions.\n",
+             larger of both directed 95th percentiles; ASSD over both surfaces; NSD at {}. \
+             Missing: only one of truth and mask has the structure (Dice 0, no distance). docs/metrics.md has the conventions.",
+            self.tolerance()
         );
         out
     }
@@ -301,6 +313,7 @@ mod tests {
             text.contains("| VL | automatic | 0.750 (18 of 24) | 0.750 (9 of 12) | 0 / 1 / 0 / 1 | 0.50 |"),
             "{text}"
         );
+        assert!(text.contains("NSD at 1 mm or one pixel, whichever is more. Missing"), "{text}");
         let back: Table = serde_json::from_str(&serde_json::to_string(&t).unwrap()).unwrap();
         assert_eq!(back, t);
         assert_eq!((t.cases.len(), t.cases[1].case, t.cases[1].verdict), (3, 2, Some(Verdict::D)));
@@ -312,5 +325,14 @@ mod tests {
         old["rows"][0].as_object_mut().unwrap().remove("verdicts");
         old.as_object_mut().unwrap().remove("trained");
         assert_eq!(serde_json::from_value::<Table>(old).unwrap().rows[0].usable(), None);
+    }
+
+    #[test]
+    fn the_tolerance_that_was_given_is_the_one_that_is_named() {
+        let given = ("NSD tolerance".to_string(), "3 mm".to_string());
+        let t = Table::new(&[outcome(0, Some(0.8), 5, 5)], &["VL".into()], vec![given]);
+        for text in [t.markdown("T"), super::super::html::html("T", &t, None).unwrap()] {
+            assert!(text.contains("NSD at 3 mm. Missing") && !text.contains("one pixel"), "{text}");
+        }
     }
 }

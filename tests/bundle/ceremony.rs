@@ -141,6 +141,7 @@ fn keys_root_bundle_signatures_box_and_rotation() {
         "2090-01-01",
         "Dice 0.910",
         "enough: 2 valid",
+        "steps in the main phase",
     ] {
         assert!(said.contains(words), "{words:?} is missing from\n{said}");
     }

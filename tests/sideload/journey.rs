@@ -10,6 +10,7 @@ fn a_release_is_tried_committed_and_taken_back() {
     let (_, first) = site.serve(701);
     let factory = first["adapter_sha256"].as_str().unwrap().to_string();
     assert!(first["bundle"].is_null());
+    assert_eq!(first["calibrated"], false, "shadow compares scores of one scale only");
     assert!(site.said(&["status"]).contains("no bundle: the configuration's adapter"));
 
     // Shadow: the active adapter serves, the candidate runs beside it.

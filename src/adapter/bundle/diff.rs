@@ -100,7 +100,10 @@ impl Changes {
         self.debug("LoRA ranks (encoder, decoder)", &ranks(a), &ranks(b));
         let data = |x: &Adapter| {
             let p = &x.meta.provenance;
-            format!("{} slices of {} volumes, {} steps, seed {}", p.slices, p.volumes, p.steps, p.seed)
+            format!(
+                "{} slices of {} volumes, {} steps in the main phase, seed {}",
+                p.slices, p.volumes, p.steps, p.seed
+            )
         };
         self.of("trained on", data(a), data(b));
         self.of("data", &m.provenance.note, &n.provenance.note);

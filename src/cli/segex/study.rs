@@ -8,13 +8,13 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::grade::{folder_of, save};
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Reference};
 use crate::cli::evaluate::base_weights;
 use crate::evaluate::{Arm, MaskMaker, Masks, SegexStudy, Study, StudyMask, calibration_of, halves};
 use crate::model::weights::BaseWeights;
 use crate::pipeline::{EngineNetworks, Segmenter};
 use crate::segex::{Criterion, SegexCalibration};
-use crate::train::{Case, Manifest, Use, load_cases};
+use crate::train::{Case, Manifest, Use, load_cases, reference};
 
 #[derive(Args, Debug)]
 pub(super) struct CalibrateArgs {
@@ -69,6 +69,7 @@ pub(super) struct ValidateArgs {
 
 /// An adapter with the pipeline that serves it.
 struct Served {
+    base: BaseWeights,
     adapter: Adapter,
     segmenter: Segmenter,
 }
@@ -80,7 +81,7 @@ impl Served {
         adapter.check(base.sha256())?;
         let engine = EngineNetworks::cpu(&base, &adapter, 1)?;
         let segmenter = Segmenter::new(Box::new(engine), adapter.model_info()?)?;
-        Ok(Served { adapter, segmenter })
+        Ok(Served { base, adapter, segmenter })
     }
 
     fn masks(&self, cases: &[Case], seed: u64, study: Study) -> anyhow::Result<Masks> {
@@ -119,9 +120,25 @@ pub(super) fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     ensure!(!calibration.sets.is_empty(), "too few labelled masks to calibrate on: label at least two slices whole");
     print!("{}", describe(&calibration));
     served.adapter.meta.segex = Some(calibration);
+    // Drift holds served scores against these: both must be of the same scale.
+    let measured = reference(&served.adapter, &served.base, &cases)?;
+    let meta = &mut served.adapter.meta;
+    meta.reference = rescored(std::mem::take(&mut meta.reference), measured);
     served.adapter.save(&args.out)?;
     println!("wrote {}, sha256 {}", args.out.display(), served.adapter.sha256()?);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Drift's reference with the scores of a calibrated adapter. Area and intensity stay what training measured; an adapter without a
+/// reference takes the whole. What was not scored anew has no score, as one of the former scale would be compared with the new.
+fn rescored(mut before: Vec<Reference>, measured: Vec<Reference>) -> Vec<Reference> {
+    if before.is_empty() {
+        return measured;
+    }
+    for r in &mut before {
+        r.score = measured.iter().find(|m| m.key == r.key).and_then(|m| m.score);
+    }
+    before
 }
 
 fn describe(c: &SegexCalibration) -> String {
@@ -176,7 +193,13 @@ pub(super) fn validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let meta = &served.adapter.meta;
     facts.extend([
         ("adapter".into(), format!("{} {}, sha256 {}", meta.name, meta.version, served.adapter.sha256()?)),
-        ("trained".into(), format!("{} slices of {} volumes, {} steps, seed {}", p.slices, p.volumes, p.steps, p.seed)),
+        (
+            "trained".into(),
+            format!(
+                "{} slices of {} volumes, {} steps in the main phase, seed {}",
+                p.slices, p.volumes, p.steps, p.seed
+            ),
+        ),
         (
             "validated".into(),
             format!(
@@ -219,4 +242,23 @@ fn lines(masks: &Masks) -> Result<String, serde_json::Error> {
         Ok(serde_json::to_string(&line)? + "\n")
     };
     masks.masks.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::Spread;
+
+    #[test]
+    fn the_reference_takes_the_scores_of_the_calibrated_grades_and_nothing_else() {
+        let of = |key: &str, value: f64| {
+            let spread = Spread::of(&[value]);
+            Reference { key: key.into(), area: spread, intensity: spread, score: spread }
+        };
+        let all = rescored(vec![of("VL", 1.0), of("VM", 2.0)], vec![of("VL", 3.0), of("RF", 4.0)]);
+        assert_eq!(all[0], Reference { score: Spread::of(&[3.0]), ..of("VL", 1.0) });
+        assert_eq!(all[1], Reference { score: None, ..of("VM", 2.0) });
+        assert_eq!(all.len(), 2);
+        assert_eq!(rescored(Vec::new(), vec![of("VL", 3.0)]), [of("VL", 3.0)]);
+    }
 }

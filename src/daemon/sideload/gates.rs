@@ -67,6 +67,9 @@ pub fn shadow(s: &Sideload, cases: &[Case]) -> Judgement {
             s.shadow_lost_score
         ));
     }
+    // Recorded without the active adapter's score alone where the two were of different scales.
+    let two_scales = cases.iter().any(|c| c.active.score.is_none() && !c.active.verdict.is_empty());
+    let apart = "; scores were not compared, as one adapter's grades are calibrated and the other's are not";
     let timed: Vec<f64> =
         cases.iter().filter_map(|c| Some(c.candidate.seconds? / c.active.seconds.filter(|s| *s > 0.0)?)).collect();
     let (count, ratio) = (timed.len(), median(timed));
@@ -77,11 +80,12 @@ pub fn shadow(s: &Sideload, cases: &[Case]) -> Judgement {
         ));
     }
     Judgement::Passed(Why::said(format!(
-        "shadow passed over {} series{}{}{}",
+        "shadow passed over {} series{}{}{}{}",
         cases.len(),
         dice.map_or(String::new(), |d| format!(", Dice to the active adapter {d:.3}")),
         scores.map_or(String::new(), |(o, a)| format!(", SegEx score {o:.0} against {a:.0}")),
         ratio.map_or(String::new(), |r| format!(", {r:.2} times its time")),
+        if scores.is_none() && two_scales { apart } else { "" },
     )))
 }
 
@@ -127,7 +131,9 @@ pub fn probation(s: &Sideload, cases: &[Case], usual: Option<f64>) -> Judgement 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::bundles::{Side, StructureDice};
+    use crate::store::bundles::{self, Arrival, Side, StructureDice};
+    use crate::store::{queue, review};
+    use rusqlite::Connection;
 
     fn case(stage: Stage, verdict: &str, score: f64, seconds: f64, dice: f64) -> Case {
         Case {
@@ -163,6 +169,20 @@ mod tests {
         assert!(judge(&of("B", 80.0, 10.0, 0.7)).contains("Dice of 0.700"));
         assert!(judge(&of("B", 60.0, 10.0, 0.9)).contains("mean SegEx score is 60"));
         assert!(judge(&of("B", 80.0, 20.0, 0.9)).contains("2.00 times"));
+        // Scores of two scales were left out when they were recorded: nothing is lost by them, and the sentence says so.
+        let mut apart = of("B", 10.0, 10.0, 0.9);
+        apart.iter_mut().for_each(|c| c.active.score = None);
+        let said = judge(&apart);
+        assert!(
+            said.starts_with("passed: shadow passed over 3 series, Dice to the active adapter 0.900, 1.00"),
+            "{said}"
+        );
+        assert!(
+            said.ends_with(
+                "; scores were not compared, as one adapter's grades are calibrated and the other's are not"
+            )
+        );
+        assert!(judge(&of("B", 80.0, 10.0, 0.9)).ends_with("SegEx score 80 against 80, 1.00 times its time"));
         // What was interrupted was not timed, and two times are too few.
         let mut slow = of("B", 80.0, 20.0, 0.9);
         slow[0].candidate.seconds = None;
@@ -192,5 +212,41 @@ mod tests {
         let mut failed = good;
         failed.problem = "engine".into();
         assert!(judge(&[failed]).contains("made no result"));
+    }
+
+    /// The next generation of a series ends and becomes a case.
+    fn serve(c: &mut Connection, bundle: i64, series: &str, instances: &[i64], problem: &str) -> i64 {
+        let job = queue::open_job(c, series, instances, "quiet", 1, 1).unwrap().unwrap();
+        let ending = queue::Ending { state: queue::JobState::Done, code: "", sentence: "", summary: "{}" };
+        let made = Case { job_id: job.id, problem: problem.into(), ..case(Stage::Probation, "B", 80.0, 10.0, 1.0) };
+        queue::finish_job(c, job.id, &ending, &[], &[], 2, |tx| bundles::record_case(tx, bundle, &made)).unwrap();
+        job.id
+    }
+
+    #[test]
+    fn a_series_whose_slices_came_late_is_one_case() {
+        let mut c = Connection::open_in_memory().unwrap();
+        for m in [queue::MIGRATION, review::MIGRATION, bundles::MIGRATION] {
+            c.execute_batch(m).unwrap();
+        }
+        let Arrival::New(b) = bundles::receive(&mut c, "s", "bundles/s.bundle", 1, "a.bundle", 1).unwrap() else {
+            panic!("known")
+        };
+        let two = Sideload { probation_series: 2, ..settings() };
+        let judge = |c: &Connection| code(probation(&two, &bundles::cases(c, b.id, 10).unwrap(), None));
+        serve(&mut c, b.id, "1.2", &[1], "");
+        serve(&mut c, b.id, "1.2", &[1, 2], "");
+        assert_eq!(bundles::cases(&c, b.id, 10).unwrap().iter().map(|k| k.counts).collect::<Vec<_>>(), [false, true]);
+        assert_eq!(judge(&c), "go on", "two generations of one series");
+        let other = serve(&mut c, b.id, "1.3", &[3], "");
+        assert!(judge(&c).starts_with("passed: probation passed: 2 of 2"));
+        // Nor is a case lost with the row of its job.
+        c.execute_batch("PRAGMA foreign_keys = OFF").unwrap();
+        c.execute("DELETE FROM job WHERE id = ?1", [other]).unwrap();
+        assert!(judge(&c).starts_with("passed: probation passed: 2 of 2"));
+        // What the candidate made no result of stays so, whatever came after.
+        serve(&mut c, b.id, "1.4", &[4], "engine");
+        serve(&mut c, b.id, "1.4", &[4, 5], "");
+        assert!(judge(&c).contains("made no result of a series (engine)"));
     }
 }

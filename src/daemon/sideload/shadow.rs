@@ -61,6 +61,7 @@ pub(super) fn run(shared: &Shared, model: &Model, job_id: i64) -> Result<Case, S
         Ok(found) => {
             case.candidate.score = Some(found.report.score);
             case.candidate.verdict = format!("{:?}", found.report.verdict);
+            case.active.score = comparable_score(&summary, found.report.calibrated);
             let active = here.store.dir().join(format!("results/{job_id}/seg.dcm"));
             match compare(&found, &volume, &active) {
                 Ok(dice) => case.dice = dice,
@@ -73,6 +74,13 @@ pub(super) fn run(shared: &Shared, model: &Model, job_id: i64) -> Result<Case, S
         }
     }
     Ok(case)
+}
+
+/// The active adapter's score from its job's summary; none where the grades of one of the two are calibrated and the other's are not,
+/// as their scores are of two scales. A summary of an earlier release does not say, and is compared as it was then.
+fn comparable_score(summary: &Value, calibrated: bool) -> Option<f64> {
+    let other_scale = summary["calibrated"].as_bool().is_some_and(|active| active != calibrated);
+    summary["score"].as_f64().filter(|_| !other_scale)
 }
 
 /// Segments while no series is in work. Seconds are told only where it was not interrupted.
@@ -139,4 +147,22 @@ fn compare(found: &Segmentation, volume: &SeriesVolume, active: &Path) -> Result
         out.push(StructureDice { structure, side, dice: 0.0 });
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_of_two_scales_are_no_pair() {
+        let of = |calibrated: Value| serde_json::json!({"score": 71.5, "calibrated": calibrated});
+        assert_eq!(comparable_score(&of(true.into()), true), Some(71.5));
+        assert_eq!(comparable_score(&of(false.into()), false), Some(71.5));
+        assert_eq!(comparable_score(&of(false.into()), true), None);
+        assert_eq!(comparable_score(&of(true.into()), false), None);
+        // An earlier release did not say.
+        let old = serde_json::json!({"score": 71.5});
+        assert_eq!([true, false].map(|c| comparable_score(&old, c)), [Some(71.5); 2]);
+        assert_eq!(comparable_score(&Value::Null, true), None);
+    }
 }

@@ -113,10 +113,15 @@ impl Adapters {
     /// What is on its way in words; none where nothing is.
     pub fn candidate(&self) -> Option<String> {
         let b = self.under_way.first()?;
-        let of = |n: u32, all: u32| format!("{}: {n} of {all} series", b.state.word());
+        // The row counts every case; what is judged are those that count.
+        let of = |stage: Stage, row: u32, all: u32| {
+            let view = self.bundles.iter().find(|v| v.bundle.id == b.id);
+            let n = view.map_or(row as usize, |v| of_stage(&v.cases, stage).len());
+            format!("{}: {n} of {all} series", b.state.word())
+        };
         let stage = match b.state {
-            State::Shadow { cases, .. } => of(cases, self.lengths[0]),
-            State::Probation { cases, .. } => of(cases, self.lengths[1]),
+            State::Shadow { cases, .. } => of(Stage::Shadow, cases, self.lengths[0]),
+            State::Probation { cases, .. } => of(Stage::Probation, cases, self.lengths[1]),
             State::Verified => "verified, waits for its turn".into(),
             state => state.word().into(),
         };

@@ -56,13 +56,15 @@ pub struct Case {
     pub job_id: i64,
     /// When, Unix milliseconds.
     pub at_ms: i64,
-    /// Whether it says something of the candidate.
+    /// Whether it says something of the candidate. As read by [`cases`], a case whose job a later generation of its series took the
+    /// place of counts no longer, unless the candidate made no result of it: a series is one case, however often slices came late.
     pub counts: bool,
     /// Stable code of why the candidate made no result, or none that can be compared; empty where it did.
     pub problem: String,
     /// What the candidate made of it.
     pub candidate: Side,
-    /// What the active adapter made of it; empty on probation.
+    /// What the active adapter made of it; empty on probation. Without a score where it was of another scale: the grades of one of the
+    /// two adapters are calibrated, the other's are not.
     pub active: Side,
     /// Agreement of the two; empty on probation.
     pub dice: Vec<StructureDice>,
@@ -85,7 +87,7 @@ fn case(r: &Row<'_>) -> rusqlite::Result<Case> {
         stage: if stage == "shadow" { Stage::Shadow } else { Stage::Probation },
         job_id: r.get("job_id")?,
         at_ms: r.get("at_ms")?,
-        counts: r.get::<_, i64>("counts")? != 0,
+        counts: r.get::<_, i64>("counted")? != 0,
         problem: r.get("problem")?,
         candidate: side("score", "verdict", "seconds")?,
         active: side("active_score", "active_verdict", "active_seconds")?,
@@ -99,7 +101,12 @@ fn case(r: &Row<'_>) -> rusqlite::Result<Case> {
 /// The database's.
 pub fn cases(conn: &Connection, bundle_id: i64, limit: usize) -> rusqlite::Result<Vec<Case>> {
     let mut all: Vec<Case> = conn
-        .prepare("SELECT * FROM bundle_case WHERE bundle_id = ?1 ORDER BY at_ms DESC, stage, job_id DESC LIMIT ?2")?
+        // A case outlives the row of its job.
+        .prepare(
+            "SELECT c.*, c.counts <> 0 AND (coalesce(j.superseded, 0) = 0 OR c.problem <> '') AS counted
+             FROM bundle_case c LEFT JOIN job j ON j.id = c.job_id
+             WHERE c.bundle_id = ?1 ORDER BY c.at_ms DESC, c.stage, c.job_id DESC LIMIT ?2",
+        )?
         .query_map(params![bundle_id, limit as i64], case)?
         .collect::<rusqlite::Result<_>>()?;
     all.reverse();
