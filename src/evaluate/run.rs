@@ -126,7 +126,7 @@ impl Evaluation<'_> {
     /// Evaluates every case that has test slices; `progress` hears how many of how many are done.
     ///
     /// # Errors
-    /// [`EvaluateError`]; a volume that the pipeline refuses counts as empty masks, it is no error.
+    /// [`EvaluateError`]; a volume in which the adapter does not find its task counts as empty masks, it is no error.
     pub fn run(&self, cases: &[Case], progress: &mut dyn FnMut(usize, usize)) -> Result<Evaluated, EvaluateError> {
         let total = cases.iter().filter(|c| !c.test.is_empty()).count();
         if total == 0 {
