@@ -373,14 +373,21 @@ fn end(
             (JobState::Done, "", String::new(), summary, outputs)
         }
         Outcome::Refused(r) => {
-            let outputs = match header {
-                Some(h) => write_refusal(h, r, files, root)?,
+            let mut sentence = format!("{}; {}", r.sentence, r.remedy);
+            let outputs = match header.map(|h| write_refusal(h, r, files, root)) {
                 None => Vec::new(),
+                // No later attempt can encode it either, and a job must end: it is told in status and journal alone.
+                Some(Err(e @ WriteError::Encode { .. })) if r.code == "GAVE_UP" => {
+                    log::error!(scanside_job = job.id; "job {}: its refusal goes to no archive: {e}", job.id);
+                    sentence.push_str("; no report of this could be written for the archive");
+                    Vec::new()
+                }
+                Some(written) => written?,
             };
             // There is nothing to review: where results are held, the reason stays in the status.
             routes.retain(|r| !r.hold);
             let state = if r.code == "GAVE_UP" { JobState::Failed } else { JobState::Refused };
-            (state, r.code, format!("{}; {}", r.sentence, r.remedy), json!({}), outputs)
+            (state, r.code, sentence, json!({}), outputs)
         }
     };
     summary["engine"] = json!(files.identity.engine);
