@@ -147,6 +147,30 @@ fn what_is_cut_short_or_no_label_is_said() {
     assert!(said(huge).contains("not possible"));
 }
 
+#[test]
+fn an_image_named_as_its_labels_is_said_and_masks_are_bounded() {
+    // 64 x 64 x 1 sixteen-bit values: 0 to 4095, as an image has.
+    let volume = |values: &mut dyn Iterator<Item = i16>| {
+        let mut h = nifti(true, &[]);
+        for (i, v) in [64i16, 64, 1].iter().enumerate() {
+            h[42 + 2 * i..44 + 2 * i].copy_from_slice(&v.to_le_bytes());
+        }
+        h[70..72].copy_from_slice(&4i16.to_le_bytes());
+        h.extend(values.flat_map(i16::to_le_bytes));
+        written(&h)
+    };
+    let said = LabelImage::load(volume(&mut (0..4096i16)).path()).unwrap_err().to_string();
+    assert!(said.contains("4095 different values: is this an image?"), "{said}");
+
+    let f = volume(&mut (0..4096i16).map(|i| i % 1001));
+    let l = LabelImage::load(f.path()).unwrap();
+    assert_eq!(l.segments.len(), 1000);
+    let grid = |n: usize| Geometry::axial([n, n, 1], [0.5, 0.5, 5.0]);
+    assert_eq!(l.masks(&grid(64), Some([0; 3]), f.path()).unwrap().len(), 1000);
+    let said = l.masks(&grid(2048), Some([0; 3]), f.path()).unwrap_err().to_string();
+    assert!(said.contains("1000 segments of 4194304 voxels"), "{said}");
+}
+
 proptest! {
     #[test]
     fn broken_headers_never_abort(at in 0usize..400, byte: u8, which in 0usize..2) {
