@@ -7,6 +7,7 @@ use dicom_object::{DefaultDicomObject, InMemDicomObject, from_reader};
 
 use super::names::side_of;
 use super::{LabelImage, Segment, geometry_of, voxels};
+use crate::dicom::read::check;
 use crate::image::Geometry;
 use crate::terms::Code;
 
@@ -29,6 +30,8 @@ enum Pixels {
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<LabelImage, String> {
+    // The library's parser recurses and inflates without a bound.
+    check(bytes.to_vec()).map_err(|e| format!("no readable DICOM file: {e}"))?;
     let object = from_reader(Cursor::new(bytes)).map_err(|e| format!("no readable DICOM file: {e}"))?;
     let class = text(&object, tags::SOP_CLASS_UID).unwrap_or_default();
     if class != SEGMENTATION && class != LABEL_MAP {

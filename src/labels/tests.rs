@@ -148,6 +148,27 @@ fn what_is_cut_short_or_no_label_is_said() {
 }
 
 #[test]
+fn a_segmentation_is_parsed_within_bounds() {
+    // Sequences of items of sequences, 20,000 deep, after a file meta information that names the transfer syntax.
+    let syntax = b"1.2.840.10008.1.2.1\0";
+    let mut bytes = [&[0u8; 128][..], b"DICM"].concat();
+    bytes.extend([2, 0, 0, 0, b'U', b'L', 4, 0, 28, 0, 0, 0]);
+    bytes.extend([2, 0, 0x10, 0, b'U', b'I', 20, 0]);
+    bytes.extend(syntax);
+    let whole = bytes.len();
+    for _ in 0..20_000 {
+        bytes.extend([0x40, 0, 0x30, 0xA7, b'S', b'Q', 0, 0, 0xFF, 0xFF, 0xFF, 0xFF]);
+        bytes.extend([0xFE, 0xFF, 0, 0xE0, 0xFF, 0xFF, 0xFF, 0xFF]);
+    }
+    let said = |bytes: &[u8]| LabelImage::load(written(bytes).path()).unwrap_err().to_string();
+    assert!(said(&bytes).contains("nested deeper than 64"));
+    // One byte less of meta information, and another reader would begin elsewhere.
+    bytes.truncate(whole);
+    bytes[140] = 27;
+    assert!(said(&bytes).contains("length of the file meta information"));
+}
+
+#[test]
 fn an_image_named_as_its_labels_is_said_and_masks_are_bounded() {
     // 64 x 64 x 1 sixteen-bit values: 0 to 4095, as an image has.
     let volume = |values: &mut dyn Iterator<Item = i16>| {
