@@ -199,6 +199,16 @@ fn grid(frames: &[Frame], columns: usize, rows: usize) -> Result<(Geometry, Vec<
     if along.iter().any(|v| !v.is_finite()) {
         return Err("a frame's position is not finite".into());
     }
+    // As for the slices of a series: orientation cosines have six digits, and over a long stack the shift they hide grows.
+    let near = 0.25 * spacing[0].min(spacing[1]);
+    for f in frames {
+        let d = [0, 1, 2].map(|k| f.position[k] - frames[0].position[k]);
+        let rise: f64 = (0..3).map(|k| d[k] * n[k]).sum();
+        let across = (0..3).map(|k| (d[k] - rise * n[k]).powi(2)).sum::<f64>().sqrt();
+        if across > near + 2e-3 * rise.abs() {
+            return Err("its frames do not lie above one another; export the labels on the image's grid".into());
+        }
+    }
     let mut levels = along.clone();
     levels.sort_by(f64::total_cmp);
     levels.dedup_by(|a, b| (*a - *b).abs() < SAME_SLICE);

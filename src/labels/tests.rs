@@ -147,6 +147,63 @@ fn what_is_cut_short_or_no_label_is_said() {
     assert!(said(huge).contains("not possible"));
 }
 
+/// A DICOM SEG of 2 x 2 pixels with one segment, and a frame at each position.
+fn dicom_seg(positions: &[[f64; 3]]) -> tempfile::NamedTempFile {
+    use dicom_core::value::{DataSetSequence, PrimitiveValue};
+    use dicom_core::{DataElement, Length, Tag, VR};
+    use dicom_dictionary_std::tags;
+    use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
+
+    fn item(elements: Vec<DataElement<InMemDicomObject>>) -> InMemDicomObject {
+        InMemDicomObject::from_element_iter(elements)
+    }
+    let sequence = |tag: Tag, items: Vec<InMemDicomObject>| {
+        DataElement::new(tag, VR::SQ, DataSetSequence::new(items, Length::UNDEFINED))
+    };
+    let text = |tag: Tag, vr: VR, v: &str| DataElement::new(tag, vr, PrimitiveValue::from(v));
+    let us = |tag: Tag, v: u16| DataElement::new(tag, VR::US, PrimitiveValue::from(v));
+    let group = |tag: Tag, e: DataElement<InMemDicomObject>| sequence(tag, vec![item(vec![e])]);
+    let frames = positions.iter().map(|p| {
+        let place = p.map(|v| v.to_string()).join("\\");
+        item(vec![
+            group(tags::PLANE_POSITION_SEQUENCE, text(tags::IMAGE_POSITION_PATIENT, VR::DS, &place)),
+            group(tags::SEGMENT_IDENTIFICATION_SEQUENCE, us(tags::REFERENCED_SEGMENT_NUMBER, 1)),
+        ])
+    });
+    let shared = item(vec![
+        group(tags::PLANE_ORIENTATION_SEQUENCE, text(tags::IMAGE_ORIENTATION_PATIENT, VR::DS, "1\\0\\0\\0\\1\\0")),
+        group(tags::PIXEL_MEASURES_SEQUENCE, text(tags::PIXEL_SPACING, VR::DS, "1\\1")),
+    ]);
+    let class = "1.2.840.10008.5.1.4.1.1.66.4";
+    let object = item(vec![
+        text(tags::SOP_CLASS_UID, VR::UI, class),
+        text(tags::SOP_INSTANCE_UID, VR::UI, "2.25.1"),
+        us(tags::ROWS, 2),
+        us(tags::COLUMNS, 2),
+        us(tags::BITS_ALLOCATED, 1),
+        text(tags::SEGMENTATION_TYPE, VR::CS, "BINARY"),
+        group(tags::SEGMENT_SEQUENCE, us(tags::SEGMENT_NUMBER, 1)),
+        sequence(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, vec![shared]),
+        sequence(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, frames.collect()),
+        DataElement::new(tags::PIXEL_DATA, VR::OB, PrimitiveValue::U8(vec![0xff; 4].into())),
+    ]);
+    let meta = FileMetaTableBuilder::new()
+        .media_storage_sop_class_uid(class)
+        .media_storage_sop_instance_uid("2.25.1")
+        .transfer_syntax("1.2.840.10008.1.2.1");
+    let f = tempfile::NamedTempFile::new().unwrap();
+    object.with_meta(meta).unwrap().write_to_file(f.path()).unwrap();
+    f
+}
+
+#[test]
+fn frames_beside_one_another_are_no_volume() {
+    let l = LabelImage::load(dicom_seg(&[[0.0, 0.0, 0.0], [0.1, 0.0, 5.0]]).path()).unwrap();
+    assert_eq!((l.dims, l.segments.len()), ([2, 2, 2], 1));
+    let said = LabelImage::load(dicom_seg(&[[0.0, 0.0, 0.0], [20.0, 0.0, 5.0]]).path()).unwrap_err().to_string();
+    assert!(said.contains("do not lie above one another"), "{said}");
+}
+
 #[test]
 fn a_segmentation_is_parsed_within_bounds() {
     // Sequences of items of sequences, 20,000 deep, after a file meta information that names the transfer syntax.
