@@ -211,3 +211,51 @@ fn what_must_not_be_segmented_is_refused_in_status_and_archive_and_the_next_thig
         site.folder.taken().into_iter().filter(|t| t.sop_class == SEG).map(|t| t.parents.study).collect();
     assert_eq!(masks, [text(&first, "StudyInstanceUID")]);
 }
+
+#[test]
+fn a_slice_that_comes_again_with_other_bytes_is_counted_and_the_first_is_used() {
+    let site = Site::start();
+    let options = PhantomOptions {
+        seed: 108,
+        dims: [256, 128, 8],
+        spacing: [1.953_125, 1.953_125, 10.0],
+        ..PhantomOptions::default()
+    };
+    let made = write_dicom_series(&site.dir.path().join("again"), &Phantom::new(&options), &options).unwrap();
+    let copy = |slice: usize, comment: &str| {
+        let path = site.dir.path().join(format!("{comment}-{slice}.dcm"));
+        std::fs::copy(&made.files[slice], &path).unwrap();
+        edit(&path, Tag(0x0020, 0x4000), VR::LT, comment);
+        path
+    };
+    let files: Vec<PathBuf> = made.files.iter().cloned().chain([copy(1, "again")]).collect();
+    site.send(&files);
+    let job = site.served.wait_for(&made.series_uid);
+    assert_eq!(job["state"], "done", "{job:#}");
+    assert!(job["summary"].as_str().unwrap().contains("1 object(s) came again"), "{job:#}");
+    let seg = site.of_study(&made.study_uid).into_iter().find(|t| t.sop_class == SEG).unwrap();
+    let object = open_file(&seg.path).unwrap();
+    let series = object.element_by_name("ReferencedSeriesSequence").unwrap().items().unwrap();
+    let sources = series[0].element_by_name("ReferencedInstanceSequence").unwrap().items().unwrap().len();
+    assert_eq!((series.len(), sources), (1, 8));
+
+    // The whole series once more changes nothing that is used: the result stands, and nothing waits.
+    let all: Vec<PathBuf> = (0..8).map(|slice| copy(slice, "later")).collect();
+    site.send(&all);
+    let start = std::time::Instant::now();
+    loop {
+        let status = site.served.status();
+        if status["open"].as_array().unwrap().is_empty() {
+            break;
+        }
+        assert!(start.elapsed() < std::time::Duration::from_secs(300), "no end: {status:#}");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    let status = site.served.status();
+    let jobs = status["jobs"].as_array().unwrap();
+    assert_eq!(
+        (jobs.len(), &jobs[0]["state"], &jobs[0]["superseded"]),
+        (1, &job["state"], &false.into()),
+        "{status:#}"
+    );
+}

@@ -91,7 +91,12 @@ fn look(shared: &Shared, memory: &mut Memory) -> Result<i64, StoreError> {
             Decision::Complete(reason) => {
                 let ids: Vec<i64> = rows.iter().map(|r| r.id).collect();
                 let last = rows.iter().map(|r| r.received_ms).max().unwrap_or(now);
+                // A series that was only sent again, in another transfer syntax or with another header, has its result.
                 let job = shared.store.with_conn(|c| {
+                    if queue::join_job(c, &series.series_uid, &rows)? {
+                        log::info!("series {}: objects came again, none of them is new", series.series_uid);
+                        return Ok(None);
+                    }
                     queue::open_job(c, &series.series_uid, &ids, reason.word(), shared.clock.now_ms(), last)
                 })?;
                 if let Some(job) = job {

@@ -17,7 +17,7 @@ use crate::dicom::write::WriteError;
 use crate::pipeline::{PipelineError, SegmentOptions, Segmentation};
 use crate::series::{AssembleOptions, Refusal, Rules, SeriesError, SeriesVolume, assemble_for, load};
 use crate::store::StoreError;
-use crate::store::instances::{self, CONFLICT, Instance, MISSING};
+use crate::store::instances::{self, Instance};
 use crate::store::outbox::back_off_ms;
 use crate::store::queue::{self, Ending, Job, JobState, Output};
 use crate::store::review::{self, Drift, Served, Waiting};
@@ -121,7 +121,7 @@ fn attempt(shared: &Shared, job: &Job) -> Result<(), Trouble> {
 fn work(this: &Attempt<'_>) -> Result<(), Trouble> {
     let (shared, job) = (this.shared, this.job);
     let rows = shared.store.with_conn(|c| instances::of_job(c, job.id))?;
-    let used: Vec<&Instance> = rows.iter().filter(|r| r.flags & (CONFLICT | MISSING) == 0).collect();
+    let used = instances::used(&rows);
     let (headers, broken) = headers(shared, &used);
     let identity = this.model.identity(&shared.config.station.ae_title);
     let hashes: Vec<String> = used.iter().map(|r| r.sha256.clone()).collect();
@@ -163,8 +163,7 @@ fn work(this: &Attempt<'_>) -> Result<(), Trouble> {
             (Err(trouble), _) => return Err(trouble),
         }
     };
-    let conflicts = rows.iter().filter(|r| r.flags & CONFLICT != 0).count();
-    end(this, outcome, headers.first(), &files, conflicts)?;
+    end(this, outcome, headers.first(), &files, instances::copies(&rows))?;
     if let Some(p) = &this.probation {
         p.judge(shared)?;
     }
@@ -257,7 +256,7 @@ fn unreadable(e: &ReadError) -> Refusal {
 /// The database's.
 pub(super) fn volume_again(shared: &Shared, job_id: i64) -> Result<Result<SeriesVolume, String>, StoreError> {
     let rows = shared.store.with_conn(|c| instances::of_job(c, job_id))?;
-    let used: Vec<&Instance> = rows.iter().filter(|r| r.flags & (CONFLICT | MISSING) == 0).collect();
+    let used = instances::used(&rows);
     let (headers, broken) = headers(shared, &used);
     if let Some(e) = broken {
         return Ok(Err(e.cause.to_string()));
@@ -375,14 +374,21 @@ fn end(
             (JobState::Done, "", String::new(), summary, outputs)
         }
         Outcome::Refused(r) => {
-            let outputs = match header {
-                Some(h) => write_refusal(h, r, files, root)?,
+            let mut sentence = format!("{}; {}", r.sentence, r.remedy);
+            let outputs = match header.map(|h| write_refusal(h, r, files, root)) {
                 None => Vec::new(),
+                // No later attempt can encode it either, and a job must end: it is told in status and journal alone.
+                Some(Err(e @ WriteError::Encode { .. })) if r.code == "GAVE_UP" => {
+                    log::error!(scanside_job = job.id; "job {}: its refusal goes to no archive: {e}", job.id);
+                    sentence.push_str("; no report of this could be written for the archive");
+                    Vec::new()
+                }
+                Some(written) => written?,
             };
             // There is nothing to review: where results are held, the reason stays in the status.
             routes.retain(|r| !r.hold);
             let state = if r.code == "GAVE_UP" { JobState::Failed } else { JobState::Refused };
-            (state, r.code, format!("{}; {}", r.sentence, r.remedy), json!({}), outputs)
+            (state, r.code, sentence, json!({}), outputs)
         }
     };
     summary["engine"] = json!(files.identity.engine);

@@ -22,6 +22,10 @@ pub use write::{NamedLabel, write_seg_nrrd};
 const MAX_BYTES: u64 = 1 << 30;
 /// Most voxels of one label layer.
 const MAX_VOXELS: usize = 1 << 28;
+/// Most segments of a volume whose values are its labels: no task has a tenth of them, and every image has more grey values.
+const MAX_SEGMENTS: usize = 1024;
+/// Most voxels of all segments' masks together; one takes a byte.
+const MAX_MASKS: usize = 1 << 31;
 /// Distance between a label's voxel and the image's that still counts as the same grid, in voxels.
 const TOLERANCE: f64 = 0.25;
 
@@ -126,16 +130,19 @@ impl LabelImage {
     }
 
     /// Labels of one layer: every value but 0 is a segment.
-    fn of_values(dims: [usize; 3], geometry: Option<Geometry>, values: Vec<u16>) -> Self {
+    fn of_values(dims: [usize; 3], geometry: Option<Geometry>, values: Vec<u16>) -> Result<Self, String> {
         let mut seen = vec![false; 1 << 16];
         for &v in &values {
             seen[v as usize] = true;
         }
-        let segments = (1..1usize << 16)
+        let segments: Vec<Segment> = (1..1usize << 16)
             .filter(|&v| seen[v])
             .map(|v| Segment { id: v as u32, name: String::new(), code: None, side: None, layer: 0, value: v as u16 })
             .collect();
-        LabelImage { dims, geometry, segments, levels: Vec::new(), remarks: Vec::new(), layers: vec![values] }
+        if segments.len() > MAX_SEGMENTS {
+            return Err(format!("{} different values: is this an image? Name the file of its labels", segments.len()));
+        }
+        Ok(LabelImage { dims, geometry, segments, levels: Vec::new(), remarks: Vec::new(), layers: vec![values] })
     }
 
     /// Finds a segment by number or by name (case does not matter).
@@ -196,9 +203,17 @@ impl LabelImage {
     /// [`LabelImage::onto`].
     ///
     /// # Errors
-    /// [`LabelError::Grid`].
+    /// [`LabelError::Grid`]; [`LabelError::Format`] where so many segments of so large an image do not fit into memory.
     pub fn masks(&self, image: &Geometry, offset: Option<[i64; 3]>, path: &Path) -> Result<Vec<Vec<bool>>, LabelError> {
         let place = self.place(image, offset).map_err(|problem| LabelError::Grid { path: path.into(), problem })?;
+        if self.segments.len().saturating_mul(image.voxels()) > MAX_MASKS {
+            let problem = format!(
+                "{} segments of {} voxels each are more than is held at once; keep only the segments that are asked for",
+                self.segments.len(),
+                image.voxels()
+            );
+            return Err(LabelError::Format { path: path.into(), problem });
+        }
         let [nx, ny, _] = image.dims;
         let mut masks = vec![vec![false; image.voxels()]; self.segments.len()];
         for out in 0..image.voxels() {

@@ -49,7 +49,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<LabelImage, String> {
     let (slope, intercept) = (h.f32(112), h.f32(116));
     let scaled = slope != 0.0 && slope.is_finite() && intercept.is_finite();
     let values = decode(kind, big, data, |v| if scaled { v * f64::from(slope) + f64::from(intercept) } else { v })?;
-    Ok(LabelImage::of_values(dims, geometry(&h, dims)?, values))
+    LabelImage::of_values(dims, geometry(&h, dims)?, values)
 }
 
 /// The sform where set, else the qform, else none. NIfTI's world is RAS, ours LPS.

@@ -48,7 +48,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<LabelImage, String> {
     let values = decode(kind, big, &data[..needed], |v| v)?;
     let geometry = geometry(&header, dims, layered)?;
     if !layered && !header.pairs.contains_key("Segment0_ID") {
-        return Ok(LabelImage::of_values(dims, geometry, values));
+        return LabelImage::of_values(dims, geometry, values);
     }
     let layers: Vec<Vec<u16>> = (0..layers).map(|l| values.iter().skip(l).step_by(layers).copied().collect()).collect();
     let segments = segments(&header, layers.len())?;

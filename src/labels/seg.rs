@@ -7,6 +7,7 @@ use dicom_object::{DefaultDicomObject, InMemDicomObject, from_reader};
 
 use super::names::side_of;
 use super::{LabelImage, Segment, geometry_of, voxels};
+use crate::dicom::read::check;
 use crate::image::Geometry;
 use crate::terms::Code;
 
@@ -29,6 +30,8 @@ enum Pixels {
 }
 
 pub(super) fn read(bytes: &[u8]) -> Result<LabelImage, String> {
+    // The library's parser recurses and inflates without a bound.
+    check(bytes.to_vec()).map_err(|e| format!("no readable DICOM file: {e}"))?;
     let object = from_reader(Cursor::new(bytes)).map_err(|e| format!("no readable DICOM file: {e}"))?;
     let class = text(&object, tags::SOP_CLASS_UID).unwrap_or_default();
     if class != SEGMENTATION && class != LABEL_MAP {
@@ -195,6 +198,16 @@ fn grid(frames: &[Frame], columns: usize, rows: usize) -> Result<(Geometry, Vec<
     let along: Vec<f64> = frames.iter().map(|f| (0..3).map(|k| n[k] * f.position[k]).sum()).collect();
     if along.iter().any(|v| !v.is_finite()) {
         return Err("a frame's position is not finite".into());
+    }
+    // As for the slices of a series: orientation cosines have six digits, and over a long stack the shift they hide grows.
+    let near = 0.25 * spacing[0].min(spacing[1]);
+    for f in frames {
+        let d = [0, 1, 2].map(|k| f.position[k] - frames[0].position[k]);
+        let rise: f64 = (0..3).map(|k| d[k] * n[k]).sum();
+        let across = (0..3).map(|k| (d[k] - rise * n[k]).powi(2)).sum::<f64>().sqrt();
+        if across > near + 2e-3 * rise.abs() {
+            return Err("its frames do not lie above one another; export the labels on the image's grid".into());
+        }
     }
     let mut levels = along.clone();
     levels.sort_by(f64::total_cmp);

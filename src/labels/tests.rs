@@ -147,6 +147,108 @@ fn what_is_cut_short_or_no_label_is_said() {
     assert!(said(huge).contains("not possible"));
 }
 
+/// A DICOM SEG of 2 x 2 pixels with one segment, and a frame at each position.
+fn dicom_seg(positions: &[[f64; 3]]) -> tempfile::NamedTempFile {
+    use dicom_core::value::{DataSetSequence, PrimitiveValue};
+    use dicom_core::{DataElement, Length, Tag, VR};
+    use dicom_dictionary_std::tags;
+    use dicom_object::{FileMetaTableBuilder, InMemDicomObject};
+
+    fn item(elements: Vec<DataElement<InMemDicomObject>>) -> InMemDicomObject {
+        InMemDicomObject::from_element_iter(elements)
+    }
+    let sequence = |tag: Tag, items: Vec<InMemDicomObject>| {
+        DataElement::new(tag, VR::SQ, DataSetSequence::new(items, Length::UNDEFINED))
+    };
+    let text = |tag: Tag, vr: VR, v: &str| DataElement::new(tag, vr, PrimitiveValue::from(v));
+    let us = |tag: Tag, v: u16| DataElement::new(tag, VR::US, PrimitiveValue::from(v));
+    let group = |tag: Tag, e: DataElement<InMemDicomObject>| sequence(tag, vec![item(vec![e])]);
+    let frames = positions.iter().map(|p| {
+        let place = p.map(|v| v.to_string()).join("\\");
+        item(vec![
+            group(tags::PLANE_POSITION_SEQUENCE, text(tags::IMAGE_POSITION_PATIENT, VR::DS, &place)),
+            group(tags::SEGMENT_IDENTIFICATION_SEQUENCE, us(tags::REFERENCED_SEGMENT_NUMBER, 1)),
+        ])
+    });
+    let shared = item(vec![
+        group(tags::PLANE_ORIENTATION_SEQUENCE, text(tags::IMAGE_ORIENTATION_PATIENT, VR::DS, "1\\0\\0\\0\\1\\0")),
+        group(tags::PIXEL_MEASURES_SEQUENCE, text(tags::PIXEL_SPACING, VR::DS, "1\\1")),
+    ]);
+    let class = "1.2.840.10008.5.1.4.1.1.66.4";
+    let object = item(vec![
+        text(tags::SOP_CLASS_UID, VR::UI, class),
+        text(tags::SOP_INSTANCE_UID, VR::UI, "2.25.1"),
+        us(tags::ROWS, 2),
+        us(tags::COLUMNS, 2),
+        us(tags::BITS_ALLOCATED, 1),
+        text(tags::SEGMENTATION_TYPE, VR::CS, "BINARY"),
+        group(tags::SEGMENT_SEQUENCE, us(tags::SEGMENT_NUMBER, 1)),
+        sequence(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE, vec![shared]),
+        sequence(tags::PER_FRAME_FUNCTIONAL_GROUPS_SEQUENCE, frames.collect()),
+        DataElement::new(tags::PIXEL_DATA, VR::OB, PrimitiveValue::U8(vec![0xff; 4].into())),
+    ]);
+    let meta = FileMetaTableBuilder::new()
+        .media_storage_sop_class_uid(class)
+        .media_storage_sop_instance_uid("2.25.1")
+        .transfer_syntax("1.2.840.10008.1.2.1");
+    let f = tempfile::NamedTempFile::new().unwrap();
+    object.with_meta(meta).unwrap().write_to_file(f.path()).unwrap();
+    f
+}
+
+#[test]
+fn frames_beside_one_another_are_no_volume() {
+    let l = LabelImage::load(dicom_seg(&[[0.0, 0.0, 0.0], [0.1, 0.0, 5.0]]).path()).unwrap();
+    assert_eq!((l.dims, l.segments.len()), ([2, 2, 2], 1));
+    let said = LabelImage::load(dicom_seg(&[[0.0, 0.0, 0.0], [20.0, 0.0, 5.0]]).path()).unwrap_err().to_string();
+    assert!(said.contains("do not lie above one another"), "{said}");
+}
+
+#[test]
+fn a_segmentation_is_parsed_within_bounds() {
+    // Sequences of items of sequences, 20,000 deep, after a file meta information that names the transfer syntax.
+    let syntax = b"1.2.840.10008.1.2.1\0";
+    let mut bytes = [&[0u8; 128][..], b"DICM"].concat();
+    bytes.extend([2, 0, 0, 0, b'U', b'L', 4, 0, 28, 0, 0, 0]);
+    bytes.extend([2, 0, 0x10, 0, b'U', b'I', 20, 0]);
+    bytes.extend(syntax);
+    let whole = bytes.len();
+    for _ in 0..20_000 {
+        bytes.extend([0x40, 0, 0x30, 0xA7, b'S', b'Q', 0, 0, 0xFF, 0xFF, 0xFF, 0xFF]);
+        bytes.extend([0xFE, 0xFF, 0, 0xE0, 0xFF, 0xFF, 0xFF, 0xFF]);
+    }
+    let said = |bytes: &[u8]| LabelImage::load(written(bytes).path()).unwrap_err().to_string();
+    assert!(said(&bytes).contains("nested deeper than 64"));
+    // One byte less of meta information, and another reader would begin elsewhere.
+    bytes.truncate(whole);
+    bytes[140] = 27;
+    assert!(said(&bytes).contains("length of the file meta information"));
+}
+
+#[test]
+fn an_image_named_as_its_labels_is_said_and_masks_are_bounded() {
+    // 64 x 64 x 1 sixteen-bit values: 0 to 4095, as an image has.
+    let volume = |values: &mut dyn Iterator<Item = i16>| {
+        let mut h = nifti(true, &[]);
+        for (i, v) in [64i16, 64, 1].iter().enumerate() {
+            h[42 + 2 * i..44 + 2 * i].copy_from_slice(&v.to_le_bytes());
+        }
+        h[70..72].copy_from_slice(&4i16.to_le_bytes());
+        h.extend(values.flat_map(i16::to_le_bytes));
+        written(&h)
+    };
+    let said = LabelImage::load(volume(&mut (0..4096i16)).path()).unwrap_err().to_string();
+    assert!(said.contains("4095 different values: is this an image?"), "{said}");
+
+    let f = volume(&mut (0..4096i16).map(|i| i % 1001));
+    let l = LabelImage::load(f.path()).unwrap();
+    assert_eq!(l.segments.len(), 1000);
+    let grid = |n: usize| Geometry::axial([n, n, 1], [0.5, 0.5, 5.0]);
+    assert_eq!(l.masks(&grid(64), Some([0; 3]), f.path()).unwrap().len(), 1000);
+    let said = l.masks(&grid(2048), Some([0; 3]), f.path()).unwrap_err().to_string();
+    assert!(said.contains("1000 segments of 4194304 voxels"), "{said}");
+}
+
 proptest! {
     #[test]
     fn broken_headers_never_abort(at in 0usize..400, byte: u8, which in 0usize..2) {

@@ -4,6 +4,8 @@
 //! stack without gaps whose only association was released; silence; a hard maximum. A slice that comes later reopens
 //! the series as a new generation.
 
+use std::collections::HashSet;
+
 use super::assemble::{AssembleOptions, assemble};
 use crate::dicom::read::InstanceHeader;
 
@@ -104,7 +106,7 @@ pub fn decide(headers: &[InstanceHeader], arrivals: &Arrivals, timing: &Timing, 
     let settled_at = arrivals.last_ms.saturating_add(timing.settle_ms.min(timing.quiet_ms));
     let mut until = quiet_at.min(maximum_at);
     match expected(headers) {
-        Some(n) if headers.len() >= n => return Decision::Complete(Reason::ExpectedCount),
+        Some(n) if distinct(headers) >= n => return Decision::Complete(Reason::ExpectedCount),
         // Fewer than the header promises: only the timers can end this.
         Some(_) => {}
         None => {
@@ -144,7 +146,12 @@ fn expected(headers: &[InstanceHeader]) -> Option<usize> {
 
 /// Whether all objects are enhanced, and as many as their concatenation says.
 fn enhanced_whole(headers: &[InstanceHeader]) -> bool {
-    headers.iter().all(|h| h.is_enhanced() && h.concatenation_total.is_none_or(|n| headers.len() >= n as usize))
+    headers.iter().all(|h| h.is_enhanced() && h.concatenation_total.is_none_or(|n| distinct(headers) >= n as usize))
+}
+
+/// The number of instances; copies of one count once.
+fn distinct(headers: &[InstanceHeader]) -> usize {
+    headers.iter().map(|h| h.sop_instance_uid.as_str()).collect::<HashSet<_>>().len()
 }
 
 /// Whether the slices make an even stack of several slices without gaps.
@@ -194,6 +201,9 @@ mod tests {
         }
         assert_eq!(decide(&s[..14], &at(1000, 1, 0), &T, 3000), Decision::Wait { until_ms: 31_000 });
         assert_eq!(decide(&s, &at(1000, 3, 2), &T, 1000), Decision::Complete(Reason::ExpectedCount));
+        // Eight slices that came twice are not fifteen.
+        let twice: Vec<_> = s[..8].iter().chain(&s[..8]).cloned().collect();
+        assert_eq!(decide(&twice, &at(1000, 1, 0), &T, 3000), Decision::Wait { until_ms: 31_000 });
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The rows of received objects.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -146,6 +147,18 @@ pub fn of_job(conn: &Connection, job_id: i64) -> rusqlite::Result<Vec<Instance>>
     .collect()
 }
 
+/// Of rows in order of arrival, those that are used: whose file is there and, of several with one SOP Instance UID, the first
+/// to have arrived.
+pub fn used(rows: &[Instance]) -> Vec<&Instance> {
+    let mut seen = HashSet::new();
+    rows.iter().filter(|r| r.flags & MISSING == 0 && seen.insert(r.sop_instance_uid.as_str())).collect()
+}
+
+/// Rows whose file is there and that are not [`used`]: what came again with other content.
+pub fn copies(rows: &[Instance]) -> usize {
+    rows.iter().filter(|r| r.flags & MISSING == 0).count() - used(rows).len()
+}
+
 /// One object by its row id.
 ///
 /// # Errors
@@ -237,6 +250,70 @@ mod tests {
                 assert_eq!(of(c)?, (100, 900, 2));
                 queue::open_job(c, "s", &[1, 2, 3, 4], "late", 990, 950)?;
                 assert_eq!(of(c)?, (100, 100, 0));
+                Ok(())
+            })
+            .unwrap();
+    }
+
+    fn row(id: i64, sop: &str, flags: i64) -> Instance {
+        Instance {
+            id,
+            sop_instance_uid: sop.into(),
+            sop_class_uid: "c".into(),
+            series_uid: "s".into(),
+            study_uid: "t".into(),
+            sha256: format!("h{id}"),
+            path: format!("p{id}"),
+            size: 1,
+            calling_ae: "AE".into(),
+            transfer_syntax: "x".into(),
+            received_ms: id,
+            association_id: 7,
+            flags,
+        }
+    }
+
+    #[test]
+    fn of_copies_the_first_that_is_there_is_used() {
+        let rows = [
+            row(1, "1.1", CONFLICT),
+            row(2, "1.2", CONFLICT | MISSING),
+            row(3, "1.1", CONFLICT),
+            row(4, "1.2", CONFLICT),
+            row(5, "1.3", 0),
+            row(6, "1.4", MISSING),
+        ];
+        let ids: Vec<i64> = used(&rows).iter().map(|r| r.id).collect();
+        assert_eq!(ids, [1, 4, 5]);
+        assert_eq!(copies(&rows), 1);
+    }
+
+    #[test]
+    fn copies_alone_join_the_generation_that_uses_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Clock::System).unwrap();
+        store
+            .with_conn(|c| {
+                let arrives = |c: &Connection, id: i64, sop: &str| insert(c, &row(id, sop, 0));
+                arrives(c, 1, "1.1")?;
+                arrives(c, 2, "1.2")?;
+                let rows = of_series(c, "s")?;
+                assert!(!queue::join_job(c, "s", &rows)?, "there is no generation yet");
+                let job = queue::open_job(c, "s", &[1, 2], "quiet", 10, 2)?.unwrap();
+                assert_eq!(arrives(c, 3, "1.2")?, Inserted::Conflict(3));
+                let rows = of_series(c, "s")?;
+                assert!(queue::join_job(c, "s", &rows)?);
+                assert_eq!((of_job(c, job.id)?.len(), series(c, true)?.len()), (3, 0));
+                // A slice that nobody had yet is another matter.
+                arrives(c, 4, "1.3")?;
+                let rows = of_series(c, "s")?;
+                assert!(!queue::join_job(c, "s", &rows)?);
+                // And so is a copy of what was lost.
+                queue::open_job(c, "s", &[1, 2, 3, 4], "late", 20, 4)?;
+                c.execute("UPDATE instances SET flags = flags | ?1 WHERE id = 1", [MISSING])?;
+                arrives(c, 5, "1.1")?;
+                let rows = of_series(c, "s")?;
+                assert!(!queue::join_job(c, "s", &rows)?);
                 Ok(())
             })
             .unwrap();

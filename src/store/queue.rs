@@ -8,6 +8,8 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
+use super::instances::{self, Instance};
+
 /// Tables of this module, one migration.
 pub const MIGRATION: &str = "
 CREATE TABLE job (
@@ -156,13 +158,7 @@ pub fn open_job(
     last_received_ms: i64,
 ) -> rusqlite::Result<Option<Job>> {
     let tx = conn.transaction()?;
-    let newest: Option<(i64, i64)> = tx
-        .query_row(
-            "SELECT id, generation FROM job WHERE series_uid = ?1 ORDER BY generation DESC LIMIT 1",
-            [series_uid],
-            |r| Ok((r.get(0)?, r.get(1)?)),
-        )
-        .optional()?;
+    let newest = newest(&tx, series_uid)?;
     if let Some((id, _)) = newest {
         let mut have: Vec<i64> = tx
             .prepare("SELECT instance_id FROM job_instance WHERE job_id = ?1")?
@@ -196,6 +192,35 @@ pub fn open_job(
     let made = tx.query_row("SELECT * FROM job WHERE id = ?1", [id], job)?;
     tx.commit()?;
     Ok(Some(made))
+}
+
+/// Id and number of a series' newest generation.
+fn newest(conn: &Connection, series_uid: &str) -> rusqlite::Result<Option<(i64, i64)>> {
+    conn.query_row(
+        "SELECT id, generation FROM job WHERE series_uid = ?1 ORDER BY generation DESC LIMIT 1",
+        [series_uid],
+        |r| Ok((r.get(0)?, r.get(1)?)),
+    )
+    .optional()
+}
+
+/// Gives all objects of a series to its newest generation where nothing that is used changes by them: where they are what it
+/// has and copies of that. True where it was so, and no further generation is needed.
+///
+/// # Errors
+/// The database's.
+pub fn join_job(conn: &mut Connection, series_uid: &str, rows: &[Instance]) -> rusqlite::Result<bool> {
+    let tx = conn.transaction()?;
+    let Some((id, _)) = newest(&tx, series_uid)? else { return Ok(false) };
+    let ids = |rows: &[Instance]| -> Vec<i64> { instances::used(rows).iter().map(|r| r.id).collect() };
+    if ids(&instances::of_job(&tx, id)?) != ids(rows) {
+        return Ok(false);
+    }
+    for row in rows {
+        tx.execute("INSERT OR IGNORE INTO job_instance (job_id, instance_id) VALUES (?1, ?2)", [id, row.id])?;
+    }
+    tx.commit()?;
+    Ok(true)
 }
 
 /// Takes the oldest job that is due and counts the attempt, durably, before any work: a job that kills the process is

@@ -188,8 +188,8 @@ fn jpeg(data: &[u8], layout: &Layout) -> Result<Vec<i32>, String> {
     }
 }
 
-/// Size of a JPEG 2000 image from the SIZ marker of its code stream.
-fn siz(data: &[u8]) -> Option<(u32, u32, u16)> {
+/// A JPEG 2000 code stream, and columns, rows and components from its SIZ marker.
+fn siz(data: &[u8]) -> Option<(&[u8], u32, u32, u16)> {
     let at = data.windows(4).position(|w| w == [0xFF, 0x4F, 0xFF, 0x51])?;
     let word = |i: usize| {
         let b = data.get(at + i..at + i + 4)?;
@@ -197,18 +197,25 @@ fn siz(data: &[u8]) -> Option<(u32, u32, u16)> {
     };
     let (x1, y1, x0, y0) = (word(8)?, word(12)?, word(16)?, word(20)?);
     let n = data.get(at + 40..at + 42)?;
-    Some((x1.checked_sub(x0)?, y1.checked_sub(y0)?, u16::from_be_bytes([n[0], n[1]])))
+    Some((data.get(at..)?, x1.checked_sub(x0)?, y1.checked_sub(y0)?, u16::from_be_bytes([n[0], n[1]])))
 }
 
-fn jpeg2000(data: &[u8], layout: &Layout) -> Result<Vec<i32>, String> {
-    let (columns, rows, components) = siz(data).ok_or("no JPEG 2000 size marker")?;
+/// The code stream whose size was held against the object's. What stands before it (the boxes of a JP2 file, which DICOM does
+/// not want) is not handed on: a decoder could find another code stream by them.
+fn checked<'a>(data: &'a [u8], layout: &Layout) -> Result<&'a [u8], String> {
+    let (stream, columns, rows, components) = siz(data).ok_or("no JPEG 2000 size marker")?;
     same_size(columns, rows, layout)?;
     if components != 1 {
         return Err(format!("the stream has {components} components"));
     }
+    Ok(stream)
+}
+
+fn jpeg2000(data: &[u8], layout: &Layout) -> Result<Vec<i32>, String> {
+    let stream = checked(data, layout)?;
     // Strict: a cut code stream is an error, not a blurred image.
     let parameters = jpeg2k::DecodeParameters::new().strict(true);
-    let image = jpeg2k::Image::from_bytes_with(data, parameters).map_err(|e| e.to_string())?;
+    let image = jpeg2k::Image::from_bytes_with(stream, parameters).map_err(|e| e.to_string())?;
     let component = image.components().first().ok_or("no component")?;
     same_size(component.width(), component.height(), layout)?;
     bits(component.precision(), layout)?;
@@ -244,6 +251,21 @@ mod tests {
         j2k.extend_from_slice(&[0xFF; 8]);
         j2k.extend_from_slice(&[0; 30]);
         assert!(jpeg2000(&j2k, &layout(4, 4)).unwrap_err().contains("4294967295"));
+    }
+
+    #[test]
+    fn the_code_stream_that_was_checked_is_the_one_that_is_decoded() {
+        let stream = |side: u32| {
+            let mut s = vec![0xFF, 0x4F, 0xFF, 0x51, 0, 41, 0, 0];
+            s.extend([side, side, 0, 0, side, side, 0, 0].iter().flat_map(|v| v.to_be_bytes()));
+            s.extend([0, 1, 15, 1, 1]);
+            s
+        };
+        // A box before the code stream that looks like a smaller one.
+        let box_ = [&b"\0\0\0\x35uuid"[..], &stream(4)].concat();
+        let data = [&b"\0\0\0\x0cjP  \r\n\x87\n"[..], &box_, &stream(60_000)].concat();
+        let checked = checked(&data, &layout(4, 4)).unwrap();
+        assert!(checked.starts_with(&stream(4)), "{checked:?}");
     }
 
     #[test]

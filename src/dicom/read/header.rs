@@ -146,7 +146,8 @@ pub struct InstanceHeader {
     pub has_pixels: bool,
     /// The frames, in the order of the object. One for a classic image.
     pub frames: Vec<FrameHeader>,
-    /// Specific Character Set, patient, study, frame of reference and equipment attributes as they came, by tag.
+    /// Specific Character Set, patient, study, frame of reference and equipment attributes as they came, by tag; none over
+    /// 65,534 bytes.
     pub verbatim: Vec<RawElement>,
 }
 
@@ -228,7 +229,7 @@ pub(super) fn header(path: &Path, parsed: &Parsed, size: u64) -> Result<Instance
         transfer_syntax_uid: parsed.transfer_syntax.clone(),
         modality: root.text(tags::MODALITY),
         manufacturer: root.text(tags::MANUFACTURER),
-        image_type: root.texts(tags::IMAGE_TYPE),
+        image_type: root.texts(tags::IMAGE_TYPE, "Image Type (0008,0008)")?,
         study_description: root.text(tags::STUDY_DESCRIPTION),
         series_description: root.text(tags::SERIES_DESCRIPTION),
         protocol_name: root.text(tags::PROTOCOL_NAME),
@@ -348,6 +349,9 @@ fn keeps(tag: Tag) -> bool {
     }
 }
 
+/// Largest value that results copy, bytes: what a text element of explicit VR can hold.
+const LONGEST_VERBATIM: usize = 65_534;
+
 fn verbatim(parsed: &Parsed) -> Vec<RawElement> {
     let root = Item::root(parsed);
     let mut list = Vec::new();
@@ -357,7 +361,7 @@ fn verbatim(parsed: &Parsed) -> Vec<RawElement> {
         if !keeps(e.tag) || e.tag.1 == 0 || e.vr == VR::UN {
             continue;
         }
-        let Some(bytes) = parsed.bytes.get(range.clone()) else { continue };
+        let Some(bytes) = parsed.bytes.get(range.clone()).filter(|b| b.len() <= LONGEST_VERBATIM) else { continue };
         let mut bytes = bytes.to_vec();
         if parsed.encoding.big {
             let width = match e.vr {

@@ -15,5 +15,5 @@ mod values;
 
 pub use error::{ReadCause, ReadError};
 pub use header::{CLASSIC_MR, ENHANCED_MR, FrameHeader, InstanceHeader, RawElement, read_header, read_header_with};
-pub use parse::Limits;
+pub use parse::{Limits, check};
 pub use pixels::{Frame, decode_frame, decode_frames, decode_frames_with};

@@ -93,29 +93,7 @@ pub(super) fn parse(bytes: Vec<u8>, whole: bool, pixels: bool, limits: &Limits) 
     if bytes.len() < 132 || &bytes[128..132] != b"DICM" {
         return Err(ReadCause::NotDicom);
     }
-    let meta = Encoding { explicit: true, big: false };
-    let mut cursor = Cursor { bytes: &bytes, at: 132, end: bytes.len() };
-    let mut transfer_syntax = String::new();
-    // Group 2 ends where another group begins; the group length is not trusted.
-    while cursor.end - cursor.at >= 8 && cursor.u16(meta, 0) == 2 {
-        let (tag, _, length) = match cursor.header(meta)? {
-            Some(h) => h,
-            None if whole => return Err(cursor.short(Tag(2, 0))),
-            None => return Ok(Outcome::More(bytes)),
-        };
-        if u64::from(length) > (cursor.end - cursor.at) as u64 {
-            if !whole {
-                return Ok(Outcome::More(bytes));
-            }
-            return Err(cursor.truncated(tag, length));
-        }
-        let value = cursor.at..cursor.at + length as usize;
-        if tag == Tag(0x0002, 0x0010) {
-            transfer_syntax = trim_uid(&bytes[value.clone()]);
-        }
-        cursor.at = value.end;
-    }
-    let start = cursor.at;
+    let Some((transfer_syntax, start)) = meta(&bytes, whole)? else { return Ok(Outcome::More(bytes)) };
     let encoding = match transfer_syntax.as_str() {
         "" => return Err(ReadCause::NoTransferSyntax),
         "1.2.840.10008.1.2" => Encoding { explicit: false, big: false },
@@ -134,6 +112,49 @@ pub(super) fn parse(bytes: Vec<u8>, whole: bool, pixels: bool, limits: &Limits) 
         None => Ok(Outcome::More(bytes)),
         Some(items) => Ok(Outcome::Done(Box::new(Parsed { bytes, encoding, transfer_syntax, items }))),
     }
+}
+
+/// The transfer syntax of the file meta information, and where the data set begins; `None` to ask for more.
+fn meta(bytes: &[u8], whole: bool) -> Result<Option<(String, usize)>, ReadCause> {
+    let meta = Encoding { explicit: true, big: false };
+    let mut cursor = Cursor { bytes, at: 132, end: bytes.len() };
+    let mut transfer_syntax = String::new();
+    // Group 2 ends where another group begins; the group length is not trusted.
+    while cursor.end - cursor.at >= 8 && cursor.u16(meta, 0) == 2 {
+        let (tag, _, length) = match cursor.header(meta)? {
+            Some(h) => h,
+            None if whole => return Err(cursor.short(Tag(2, 0))),
+            None => return Ok(None),
+        };
+        if u64::from(length) > (cursor.end - cursor.at) as u64 {
+            if !whole {
+                return Ok(None);
+            }
+            return Err(cursor.truncated(tag, length));
+        }
+        let value = cursor.at..cursor.at + length as usize;
+        if tag == Tag(0x0002, 0x0010) {
+            transfer_syntax = trim_uid(&bytes[value.clone()]);
+        }
+        cursor.at = value.end;
+    }
+    Ok(Some((transfer_syntax, cursor.at)))
+}
+
+/// Holds a whole file against the default limits, for readers without limits of their own.
+///
+/// # Errors
+/// What [`parse`] refuses, and a File Meta Information Group Length that lies about where the data set begins: who trusts it
+/// would read another one than was looked at here.
+pub fn check(bytes: Vec<u8>) -> Result<(), ReadCause> {
+    let said = bytes.get(132..144).and_then(|b| {
+        let length = u32::from_le_bytes([b[8], b[9], b[10], b[11]]);
+        (b[..8] == [2, 0, 0, 0, b'U', b'L', 4, 0]).then_some(144 + length as usize)
+    });
+    if said.is_some() && meta(&bytes, true)?.map(|(_, start)| start) != said {
+        return Err(ReadCause::Encoding { at: 132, what: "the length of the file meta information is wrong".into() });
+    }
+    parse(bytes, true, true, &Limits::default()).map(|_| ())
 }
 
 pub(super) const DEFLATED: &str = "1.2.840.10008.1.2.1.99";

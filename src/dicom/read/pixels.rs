@@ -27,12 +27,16 @@ pub struct Frame {
     pub slope: f64,
     /// Rescale Intercept.
     pub intercept: f64,
+    /// Where low stored values are bright (MONOCHROME1): what a stored value and the one as dark as it is bright add up to.
+    pub mirror: Option<f64>,
 }
 
 impl Frame {
-    /// Values after the modality's rescale, row by row.
+    /// Values after the modality's rescale, row by row. Of a MONOCHROME1 image the stored values are mirrored first, so that
+    /// what is bright on the scanner's screen is high here as well.
     pub fn rescaled(&self) -> Vec<f32> {
-        self.stored.iter().map(|&v| (f64::from(v) * self.slope + self.intercept) as f32).collect()
+        let bright = |v: i32| self.mirror.map_or(f64::from(v), |sum| sum - f64::from(v));
+        self.stored.iter().map(|&v| (bright(v) * self.slope + self.intercept) as f32).collect()
     }
 }
 
@@ -157,6 +161,7 @@ fn decode(
             stored,
             slope: scale.map_or(1.0, |f| f.slope),
             intercept: scale.map_or(0.0, |f| f.intercept),
+            mirror: layout.mirror(header),
         }
     });
     Ok(frames.collect())
@@ -267,6 +272,12 @@ impl Layout {
             _ if big => bytes.chunks_exact(4).map(|c| i32::from_be_bytes([c[0], c[1], c[2], c[3]])).collect(),
             _ => bytes.chunks_exact(4).map(|c| i32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect(),
         }
+    }
+
+    /// See [`Frame::mirror`].
+    fn mirror(&self, header: &InstanceHeader) -> Option<f64> {
+        (header.photometric == "MONOCHROME1")
+            .then(|| if self.signed { -1.0 } else { f64::from(self.stored).exp2() - 1.0 })
     }
 
     /// Cuts values to the bits stored below the high bit (the rest may hold overlays) and extends the sign.

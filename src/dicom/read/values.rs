@@ -2,10 +2,16 @@
 
 use dicom_core::{Tag, VR};
 
+use super::error::ReadCause;
 use super::parse::{Element, Parsed, Value};
 
 /// Items looked into for numbers in text are cut at this length; a decimal string has 16 characters.
 const LONGEST_NUMBER: usize = 64;
+/// Most values of one element; what is read here has at most some ten. A frame without a value of its own copies the shared
+/// one, so an element must not grow with the object.
+const MOST_VALUES: usize = 64;
+/// Longest text that is matched or shown, bytes; a description has 64 characters.
+const LONGEST_TEXT: usize = 1024;
 
 /// One item of a parsed object.
 #[derive(Clone, Copy)]
@@ -50,10 +56,11 @@ impl<'a> Item<'a> {
         self.items(tag).next()
     }
 
-    /// The whole value as trimmed text; bytes that are not UTF-8 are read as Latin-1. For matching and messages only:
-    /// results copy the bytes.
+    /// The value, up to [`LONGEST_TEXT`], as trimmed text; bytes that are not UTF-8 are read as Latin-1. For matching and
+    /// messages only: results copy the bytes.
     pub fn text(self, tag: Tag) -> String {
         let Some(bytes) = self.bytes(tag) else { return String::new() };
+        let bytes = &bytes[..bytes.len().min(LONGEST_TEXT)];
         let text = std::str::from_utf8(bytes).map_or_else(|_| bytes.iter().map(|&b| b as char).collect(), String::from);
         text.trim_matches(|c: char| c == '\0' || c.is_whitespace()).to_string()
     }
@@ -63,16 +70,24 @@ impl<'a> Item<'a> {
         Some(self.text(tag)).filter(|t| !t.is_empty())
     }
 
-    /// The values of a multi-valued text.
-    pub fn texts(self, tag: Tag) -> Vec<String> {
+    /// The values of a multi-valued text. More of them than any image has are an error: a value that was cut off could be the
+    /// one that tells a map from an image.
+    pub fn texts(self, tag: Tag, name: &'static str) -> Result<Vec<String>, ReadCause> {
+        let bytes = self.bytes(tag).unwrap_or(&[]);
+        let values = bytes.iter().filter(|&&b| b == b'\\').count() + 1;
+        if values > MOST_VALUES || bytes.len() > LONGEST_TEXT {
+            let value = format!("{values} values in {} bytes", bytes.len());
+            return Err(ReadCause::Value { name, value, problem: "no image has so many; export it again" });
+        }
         let text = self.text(tag);
-        if text.is_empty() { Vec::new() } else { text.split('\\').map(|t| t.trim().to_string()).collect() }
+        Ok(if text.is_empty() { Vec::new() } else { text.split('\\').map(|t| t.trim().to_string()).collect() })
     }
 
-    /// Numbers of any numeric or number-text VR. Values that are not finite numbers end the list.
+    /// The first [`MOST_VALUES`] numbers of any numeric or number-text VR. Values that are not finite numbers end the list.
     pub fn numbers(self, tag: Tag) -> Vec<f64> {
         let Some(element) = self.find(tag) else { return Vec::new() };
         let Some(b) = self.bytes(tag) else { return Vec::new() };
+        let b = &b[..b.len().min(MOST_VALUES * LONGEST_NUMBER)];
         let big = self.parsed.encoding.big;
         macro_rules! binary {
             ($t:ty) => {
@@ -100,7 +115,7 @@ impl<'a> Item<'a> {
                 .map_while(|t| t.trim_matches(|c: char| c == '\0' || c.is_whitespace()).parse().ok())
                 .collect(),
         };
-        list.into_iter().take_while(|v| v.is_finite()).collect()
+        list.into_iter().take(MOST_VALUES).take_while(|v| v.is_finite()).collect()
     }
 
     pub fn number(self, tag: Tag) -> Option<f64> {

@@ -6,7 +6,7 @@ use dicom_core::{DataElement, Length, Tag, VR};
 use dicom_dictionary_std::tags;
 use dicom_object::InMemDicomObject;
 
-use super::input::{Identity, SourceSeries};
+use super::input::{Identity, SourceAttribute, SourceSeries};
 use crate::terms::Code;
 
 /// Patient and study attributes that must be present even where the source lacks them (type 2).
@@ -34,6 +34,9 @@ const COPIED: [Tag; 9] = [
     tags::DEIDENTIFICATION_METHOD,
     tags::TIMEZONE_OFFSET_FROM_UTC,
 ];
+
+/// Largest value of a text element of explicit VR, bytes. A source of implicit VR can hold more.
+const LONGEST_COPY: usize = 65_534;
 
 /// A data set under construction.
 pub(super) struct Set(pub InMemDicomObject);
@@ -151,28 +154,43 @@ pub(super) struct Head<'a> {
     pub created_ms: i64,
 }
 
+/// Whether an attribute is copied as text, which the writer encodes, and not as bytes: the character set, because the writer
+/// must see it to encode by it, and numbers, of which it would spell out each byte as a number.
+fn as_text(a: &SourceAttribute) -> bool {
+    a.tag == tags::SPECIFIC_CHARACTER_SET || matches!(a.vr, VR::DS | VR::IS)
+}
+
+/// Whether the writer can encode a copy. One malformed attribute of the source must not cost the whole result.
+fn can_be_copied(a: &SourceAttribute) -> bool {
+    a.bytes.len() <= LONGEST_COPY && (a.bytes.is_ascii() || !as_text(a))
+}
+
+fn copy(set: Set, a: &SourceAttribute) -> Set {
+    if !as_text(a) {
+        return set.bytes(a.tag, a.vr, even(&a.bytes));
+    }
+    let text = String::from_utf8_lossy(&a.bytes);
+    let text = text.trim_end_matches(['\0', ' ']);
+    if a.tag == tags::SPECIFIC_CHARACTER_SET {
+        set.texts(a.tag, VR::CS, &text.split('\\').collect::<Vec<_>>())
+    } else {
+        set.text(a.tag, a.vr, text)
+    }
+}
+
 /// Patient, study, series, equipment and SOP common modules.
 pub(super) fn common(source: &SourceSeries, identity: &Identity, head: &Head<'_>) -> Set {
     let mut set = Set::new();
-    let find = |tag: Tag| source.attributes.iter().find(|a| a.tag == tag);
+    let find = |tag: Tag| source.attributes.iter().find(|a| a.tag == tag).filter(|a| can_be_copied(a));
     for (tag, vr) in TYPE_2 {
         set = match find(tag) {
-            Some(a) => set.bytes(tag, a.vr, even(&a.bytes)),
+            Some(a) => copy(set, a),
             None => set.empty(tag, vr),
         };
     }
     for tag in COPIED {
         if let Some(a) = find(tag) {
-            // The writer must see the character set as text to encode by it; its value is ASCII by definition.
-            set = if tag == tags::SPECIFIC_CHARACTER_SET {
-                let text = String::from_utf8_lossy(&a.bytes).trim_end_matches(['\0', ' ']).to_string();
-                set.texts(tag, VR::CS, &text.split('\\').collect::<Vec<_>>())
-            } else if matches!(a.vr, VR::DS | VR::IS) {
-                // Numbers as text too: the writer would spell out each byte of it as a number.
-                set.text(tag, a.vr, String::from_utf8_lossy(&a.bytes).trim_end_matches(['\0', ' ']))
-            } else {
-                set.bytes(tag, a.vr, even(&a.bytes))
-            };
+            set = copy(set, a);
         }
     }
     let (date, time) = date_time(head.created_ms, utc_offset(source));
@@ -221,22 +239,56 @@ pub(super) fn clip(text: &str, n: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dicom::write::SourceAttribute;
+    use crate::dicom::write::{RefusalText, refusal_text, write_atomically};
     use crate::image::Geometry;
     use proptest::prelude::*;
 
-    #[test]
-    fn times_are_local_to_the_offset_that_is_copied() {
-        let source = |offset: Option<&[u8]>| SourceSeries {
-            attributes: offset
-                .map(|o| SourceAttribute { tag: tags::TIMEZONE_OFFSET_FROM_UTC, vr: VR::SH, bytes: o.to_vec() })
-                .into_iter()
-                .collect(),
+    fn source(attributes: Vec<SourceAttribute>) -> SourceSeries {
+        SourceSeries {
+            attributes,
             study_uid: "1.2".into(),
             series_uid: "1.3".into(),
             frame_of_reference_uid: "1.4".into(),
             geometry: Geometry::axial([1, 1, 1], [1.0; 3]),
             slices: vec![],
+        }
+    }
+
+    #[test]
+    fn a_malformed_attribute_of_the_source_costs_itself_and_not_the_report() {
+        let identity = Identity {
+            software: "1".into(),
+            engine: "cpu".into(),
+            adapter: "a".into(),
+            adapter_sha256: "0".repeat(64),
+            bundle: String::new(),
+            base_sha256: "0".repeat(64),
+            station: "BOX".into(),
+        };
+        let text =
+            RefusalText { code: "GAVE_UP".into(), sentence: "It failed".into(), remedy: "See the journal".into() };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("text.dcm");
+        let written = |tag, vr, bytes: &[u8]| {
+            let source = source(vec![SourceAttribute { tag, vr, bytes: bytes.to_vec() }]);
+            let (_, object) = refusal_text(&source, &identity, &text, "key", 1_700_000_000_000, 9000);
+            write_atomically(&object, &path).unwrap();
+            dicom_object::open_file(&path).unwrap().get(tag).map(|e| e.to_bytes().unwrap().into_owned())
+        };
+        assert_eq!(written(tags::PATIENT_WEIGHT, VR::DS, b"75\xA0"), None);
+        assert_eq!(written(tags::PATIENT_WEIGHT, VR::DS, b"75.5").as_deref(), Some(&b"75.5"[..]));
+        assert_eq!(written(tags::SPECIFIC_CHARACTER_SET, VR::CS, b"ISO_IR\xA0100"), None);
+        assert_eq!(written(tags::STUDY_DESCRIPTION, VR::LO, &[b'x'; 70_000]), None);
+        // Those that must be there stay, empty.
+        assert_eq!(written(tags::PATIENT_NAME, VR::PN, &[b'x'; 70_000]).as_deref(), Some(&[][..]));
+    }
+
+    #[test]
+    fn times_are_local_to_the_offset_that_is_copied() {
+        let source = |offset: Option<&[u8]>| {
+            let one =
+                offset.map(|o| SourceAttribute { tag: tags::TIMEZONE_OFFSET_FROM_UTC, vr: VR::SH, bytes: o.to_vec() });
+            source(one.into_iter().collect())
         };
         // 2023-11-14 22:13:20 UTC.
         let at = |offset| date_time(1_700_000_000_000, utc_offset(&source(offset)));
