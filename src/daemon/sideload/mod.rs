@@ -61,19 +61,15 @@ impl Here<'_> {
         TrustStore::new(self.store.dir())
     }
 
-    /// Opens a bundle's file and holds it against this box: as new, or as one that was committed here.
+    /// Opens a bundle's file and holds it against this box: as new, as one on trial here, or as one that was committed here.
     fn open(&self, row: &Bundle, base_sha256: &str) -> Result<Opened, Refused> {
         let facts = BoxFacts::here(base_sha256, &self.config.station.site);
-        let open = |purpose| Opened::open(&row.file(self.store.dir()), &self.trust(), self.clock, &facts, purpose);
-        let opened = match row.state {
-            State::Committed | State::RolledBack { committed: true } => open(Purpose::Serve),
-            // Lost power between the record of trust and the row.
-            State::Probation { .. } | State::Shadow { .. } | State::ParityChecked => match open(Purpose::Install) {
-                Err(e) if e.reason == Reason::AlreadyCommitted => open(Purpose::Serve),
-                other => other,
-            },
-            _ => open(Purpose::Install),
-        }?;
+        let purpose = match row.state {
+            State::Committed | State::RolledBack { committed: true } => Purpose::Serve,
+            State::Probation { .. } | State::Shadow { .. } | State::ParityChecked => Purpose::GoOn,
+            _ => Purpose::Install,
+        };
+        let opened = Opened::open(&row.file(self.store.dir()), &self.trust(), self.clock, &facts, purpose)?;
         if !row.identity.is_empty() && row.identity != opened.id() {
             return Err(Refused::new(
                 Reason::ChangedFile,
