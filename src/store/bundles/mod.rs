@@ -134,6 +134,11 @@ impl Bundle {
         if self.name.is_empty() { self.source.clone() } else { format!("{} {}", self.name, self.version) }
     }
 
+    /// The command that lets it serve again.
+    pub fn rollback(&self) -> String {
+        format!("scanside adapters rollback {}:{}", self.name, self.version)
+    }
+
     /// Its file.
     pub fn file(&self, state_dir: &Path) -> PathBuf {
         state_dir.join(&self.path)
@@ -216,6 +221,20 @@ fn step(tx: &Transaction<'_>, id: i64, now_ms: i64, state: &str, sentence: &str)
 /// The database's.
 pub fn of_file(conn: &Connection, sha256: &str) -> rusqlite::Result<Option<Bundle>> {
     conn.query_row("SELECT * FROM bundle WHERE sha256 = ?1 ORDER BY id DESC LIMIT 1", [sha256], bundle).optional()
+}
+
+/// The newest row of a file's bytes that was committed here, whether it was taken back since or not.
+///
+/// # Errors
+/// The database's.
+pub fn committed_of_file(conn: &Connection, sha256: &str) -> rusqlite::Result<Option<Bundle>> {
+    conn.query_row(
+        "SELECT * FROM bundle WHERE sha256 = ?1 AND ever_committed = 1 AND state IN ('committed', 'rolled-back')
+         ORDER BY id DESC LIMIT 1",
+        [sha256],
+        bundle,
+    )
+    .optional()
 }
 
 /// One bundle.
@@ -384,7 +403,7 @@ pub fn set_evidence(tx: &Transaction<'_>, id: i64, evidence: &str) -> rusqlite::
     Ok(())
 }
 
-/// Bundles whose files may go: neither under way, nor serving, nor what went before it, nor among the `keep` newest.
+/// Bundles whose files may go: neither under way, nor serving, nor what went before it, nor among the `keep` that changed last.
 ///
 /// # Errors
 /// The database's.
@@ -392,7 +411,8 @@ pub fn prunable(conn: &Connection, keep: usize) -> rusqlite::Result<Vec<Bundle>>
     let mut kept: BTreeSet<i64> = serving(conn)?.and_then(|s| s.bundle_id).into_iter().collect();
     kept.extend(previous(conn)?.and_then(|s| s.bundle_id));
     let ended: Vec<Bundle> = conn
-        .prepare("SELECT * FROM bundle WHERE state IN ('committed', 'rolled-back') AND path <> '' ORDER BY id DESC")?
+        .prepare("SELECT * FROM bundle WHERE state IN ('committed', 'rolled-back') AND path <> ''
+                  ORDER BY changed_ms DESC, id DESC")?
         .query_map([], bundle)?
         .collect::<rusqlite::Result<_>>()?;
     // Those that failed their probation never come back, so they take no place from those that may.
@@ -408,6 +428,16 @@ pub fn prunable(conn: &Connection, keep: usize) -> rusqlite::Result<Vec<Bundle>>
 /// The database's.
 pub fn forget_file(conn: &Connection, id: i64) -> rusqlite::Result<()> {
     conn.execute("UPDATE bundle SET path = '' WHERE id = ?1", [id])?;
+    Ok(())
+}
+
+/// Says that the file of a bundle that was committed lies at `path` again. One that was no longer kept counts as changed now, so that it
+/// is not the first to go.
+///
+/// # Errors
+/// The database's.
+pub fn keep_file(conn: &Connection, id: i64, path: &str, now_ms: i64) -> rusqlite::Result<()> {
+    conn.execute("UPDATE bundle SET path = ?2, changed_ms = ?3 WHERE id = ?1 AND path = ''", params![id, path, now_ms])?;
     Ok(())
 }
 
