@@ -2,6 +2,11 @@
 
 use scanside::adapter::trust::TrustStore;
 use scanside::clock::Clock;
+use scanside::config::Effective;
+use scanside::daemon::Model;
+use scanside::daemon::sideload::{self, Candidates, Here};
+use scanside::store::Store;
+use scanside::store::bundles::{self, State};
 
 use crate::kit::{NONE, SHORT, Site, releases};
 
@@ -46,4 +51,65 @@ fn what_was_committed_and_serves_no_more_is_refused_with_the_way_back() {
     assert!(site.said(&["sideload", three.to_str().unwrap()]).contains("committed"));
     site.said(&["adapters", "rollback", "thigh:2"]);
     assert!(site.said(&["sideload", two.to_str().unwrap()]).contains("committed"));
+}
+
+/// Makes the record of trust unreadable, for root too, until it is dropped.
+struct NoTrust(std::path::PathBuf);
+
+impl NoTrust {
+    fn new(state: &std::path::Path) -> NoTrust {
+        std::fs::rename(state.join("trust"), state.join("aside")).unwrap();
+        std::fs::write(state.join("trust"), "").unwrap();
+        NoTrust(state.to_path_buf())
+    }
+}
+
+impl Drop for NoTrust {
+    fn drop(&mut self) {
+        std::fs::remove_file(self.0.join("trust")).unwrap();
+        std::fs::rename(self.0.join("aside"), self.0.join("trust")).unwrap();
+    }
+}
+
+#[test]
+fn a_disk_that_fails_gives_no_bundle_up() {
+    let mut site = Site::start(&SHORT.replace("shadow_series = 1", "shadow_series = 0"));
+    site.kill();
+    let config = Effective::load(Some(&site.config), &[]).unwrap().config;
+    let path = site.file("thigh-2.bundle", &releases().bundle(2));
+    let model = Model::load(&config).unwrap();
+    let clock = Clock::System;
+    {
+        let store = Store::open(&site.state, clock.clone()).unwrap();
+        let here = Here { store: &store, clock: &clock, config: &config };
+        let candidates = Candidates { here, model: &model, progress: &|_| {} };
+        sideload::receive(here, &path).unwrap();
+        let trust = NoTrust::new(&site.state);
+        for _ in 0..5 {
+            let e = candidates.step().unwrap_err().to_string();
+            assert!(e.contains("trust-unwritable"), "{e}");
+            let rows = store.with_conn(|c| bundles::list(c, 10)).unwrap();
+            assert_eq!(rows[0].state, State::Received { attempts: 0 });
+        }
+        drop(trust);
+        assert!(candidates.step().unwrap());
+        assert_eq!(store.with_conn(|c| bundles::list(c, 10)).unwrap()[0].state, State::Verified);
+    }
+    site.run();
+    site.until("probation", || (site.newest() == "probation").then_some(()));
+    // Nor is what serves taken back: the box receives, and its series wait.
+    site.kill();
+    let trust = NoTrust::new(&site.state);
+    site.run();
+    let series = site.send(732);
+    site.until("the series is tried", || site.log().contains("it stays in the queue").then_some(()));
+    assert_eq!(site.newest(), "probation", "{}", site.log());
+    drop(trust);
+    let job = site.until("its result", || {
+        let status = site.status();
+        let job = status["jobs"].as_array()?.iter().find(|j| j["series_uid"] == series.series_uid.as_str())?.clone();
+        (job["state"] == "done").then_some(job)
+    });
+    let summary: serde_json::Value = serde_json::from_str(job["summary"].as_str().unwrap()).unwrap();
+    assert_eq!(summary["bundle"]["release"], "thigh 2", "no other adapter made it: {summary:#}");
 }

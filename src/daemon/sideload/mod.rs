@@ -80,6 +80,12 @@ impl Here<'_> {
         Ok(opened)
     }
 
+    /// What passes, as the error that ends a step without an end for the bundle.
+    fn not_now(&self, why: &Why) -> StoreError {
+        let cause = std::io::Error::other(format!("{} [{}]; {}", why.sentence, why.code, why.remedy));
+        StoreError::Io { path: self.trust().path(), cause }
+    }
+
     /// Takes one step; `Ok(None)` where somebody else moved the bundle meanwhile.
     fn advance(&self, row: &Bundle, event: Event, why: &Why) -> Result<Option<State>, StoreError> {
         let now = self.now();
@@ -194,6 +200,11 @@ pub(crate) enum Begun {
     Yes,
     TooOften,
     Moved,
+}
+
+/// Whether something is no fault of a bundle and passes: the disk is full, or the record of trust cannot be read or written.
+fn passes(why: &Why) -> bool {
+    [Reason::DiskFull, Reason::TrustUnwritable].iter().any(|r| r.name() == why.code)
 }
 
 fn why_of(refused: &Refused) -> Why {
