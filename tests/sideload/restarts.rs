@@ -32,10 +32,20 @@ fn a_bundle_on_probation_goes_on_by_any_clock() {
 #[test]
 fn what_was_committed_and_serves_no_more_is_refused_with_the_way_back() {
     let site = Site::start(NONE);
+    let model = || -> Vec<serde_json::Value> {
+        let out = site.scanside(&["doctor", "--json"]);
+        let all: Vec<serde_json::Value> = serde_json::from_slice(&out.stdout).unwrap();
+        all.into_iter().filter(|c| c["group"] == "model").collect()
+    };
+    assert!(model()[0]["ok"] == false, "the configuration's adapter is the phantom's");
     for version in [2, 3] {
         site.take(version);
         site.until("committed", || (site.newest() == "committed").then_some(()));
     }
+    // What serves is what the doctor judges.
+    let checks = model();
+    assert!(checks.len() == 1 && checks[0]["ok"] == true, "{checks:#?}");
+    assert!(checks[0]["what"].as_str().unwrap().contains("from bundle thigh 3"), "{checks:#?}");
     let before = site.adapters().0;
     let two = site.file("again.bundle", &releases().bundle(2));
     let out = site.sideload(&two);

@@ -245,6 +245,26 @@ pub fn get(conn: &Connection, id: i64) -> rusqlite::Result<Option<Bundle>> {
     conn.query_row("SELECT * FROM bundle WHERE id = ?1", [id], bundle).optional()
 }
 
+/// The bundle that is to serve; none where the configuration's adapter is, or in a state directory from before there were bundles.
+///
+/// # Errors
+/// The database's.
+pub fn serving_bundle(conn: &Connection) -> rusqlite::Result<Option<Bundle>> {
+    if !exist(conn)? {
+        return Ok(None);
+    }
+    let id = serving(conn)?.and_then(|s| s.bundle_id);
+    Ok(id.map(|id| get(conn, id)).transpose()?.flatten().filter(|b| b.state.may_serve()))
+}
+
+/// Whether the database has these tables: not in a state directory of an earlier version, until the service has started once.
+///
+/// # Errors
+/// The database's.
+pub fn exist(conn: &Connection) -> rusqlite::Result<bool> {
+    conn.query_row("SELECT count(*) FROM sqlite_master WHERE name = 'bundle'", [], |r| r.get::<_, i64>(0)).map(|n| n > 0)
+}
+
 /// Every bundle, newest first, at most `limit`.
 ///
 /// # Errors
