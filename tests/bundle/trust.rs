@@ -59,7 +59,8 @@ fn tufs_version_is_three_numbers_and_nothing_else() {
     for good in ["1.0.31", "1.0.0", "1.12.3"] {
         assert_eq!(with(good), Ok(()), "{good}");
     }
-    for bad in ["1", "1.0", "1.0.31.5", "1.0.31-8f3a", "1.0.31 ", "1.0.x", "1..1", "1.0.0000000031", "1.+0.1", "2.0.0"] {
+    for bad in ["1", "1.0", "1.0.31.5", "1.0.31-8f3a", "1.0.31 ", "1.0.x", "1..1", "1.0.0000000031", "1.+0.1", "2.0.0"]
+    {
         assert!(with(bad).unwrap_err().contains("TUF"), "{bad}");
     }
 }

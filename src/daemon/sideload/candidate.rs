@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::gates::{self, Judgement};
 use super::serving::{Models, take_back};
-use super::{Begun, Here, passes, shadow, why_of};
+use super::{Begun, Here, engine_refused, passes, shadow, why_of};
 use crate::adapter::bundle::Bundle as Opened;
 use crate::adapter::{Reason, Refused};
 use crate::daemon::busy::Patience;
@@ -166,7 +166,8 @@ impl Candidates<'_> {
         let model = match self.model.beside(&opened, row.id) {
             Ok(model) => model,
             Err(e) => {
-                let e = Refused::new(Reason::Adapter, e.to_string(), "have the bundle made anew on the training host");
+                let made_anew = "have the bundle made anew on the training host";
+                let e = engine_refused(&e).unwrap_or_else(|| Refused::new(Reason::Adapter, e.to_string(), made_anew));
                 return self.refused(&row, &e);
             }
         };
@@ -447,7 +448,9 @@ pub(in crate::daemon) fn run(shared: &Shared) {
         // A bundle that waits for the disk keeps no other from its trial.
         let moved = match first {
             Ok(true) => Ok(true),
-            rest => (Trial { shared, here, models: &shared.models }).step().and_then(|m| if m { Ok(true) } else { rest }),
+            rest => {
+                (Trial { shared, here, models: &shared.models }).step().and_then(|m| if m { Ok(true) } else { rest })
+            }
         };
         match moved {
             Ok(true) => {}

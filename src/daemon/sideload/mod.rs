@@ -27,6 +27,8 @@ use crate::adapter::trust::TrustStore;
 use crate::adapter::{Reason, Refused};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::daemon::ModelError;
+use crate::pipeline::serving::{PARITY, ServeError};
 use crate::store::bundles::{self, Bundle, Event, Illegal, State, Why};
 use crate::store::{Store, StoreError};
 
@@ -205,6 +207,15 @@ pub(crate) enum Begun {
 /// Whether something is no fault of a bundle and passes: the disk is full, or the record of trust cannot be read or written.
 fn passes(why: &Why) -> bool {
     [Reason::DiskFull, Reason::TrustUnwritable].iter().any(|r| r.name() == why.code)
+}
+
+/// Why no engine of this box may run an adapter, where that is what its model failed for.
+fn engine_refused(e: &ModelError) -> Option<Refused> {
+    let ModelError::Engine(ServeError::Refused(r)) = e else { return None };
+    let reason = if r.code == PARITY { Reason::ParityFailed } else { Reason::Requirement };
+    let sentence =
+        format!("{} [{}], and the CPU engine is not allowed (engine.cpu_fallback = false)", r.sentence, r.code);
+    Some(Refused::new(reason, sentence, r.remedy.clone()))
 }
 
 fn why_of(refused: &Refused) -> Why {

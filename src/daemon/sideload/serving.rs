@@ -6,8 +6,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Here, passes, why_of};
-use crate::daemon::{Model, Shared};
+use super::{Here, engine_refused, passes, why_of};
+use crate::daemon::{Model, Shared, say_engine};
 use crate::store::bundles::{self, Bundle, Event, Illegal, Serving, State, Why};
 use crate::store::{StoreError, review};
 
@@ -100,6 +100,7 @@ impl Models {
         match self.settle(here) {
             Err(e @ StoreError::Io { .. }) => {
                 log::error!("what is to serve cannot be taken, series wait for it: {e}");
+                say_engine(here.store, here.config, factory)?;
                 Ok(self.held().current.clone())
             }
             settled => settled,
@@ -133,6 +134,7 @@ impl Models {
                         review::set_adapter(c, new.adapter_sha256())
                     })?;
                     log::info!("serving now: {} ({})", new.describe(), wanted.reason);
+                    say_engine(here.store, here.config, &new)?;
                     return Ok(new);
                 }
                 Err((_, why)) if passes(&why) => return Err(here.not_now(&why)),
@@ -163,12 +165,13 @@ impl Models {
         for caution in opened.cautions() {
             log::warn!("bundle {}: {caution}", row.title());
         }
-        self.factory.beside(&opened, row.id).map_err(|e| {
-            Why::fault(
+        self.factory.beside(&opened, row.id).map_err(|e| match engine_refused(&e) {
+            Some(refused) => why_of(&refused),
+            None => Why::fault(
                 "not-loadable",
                 format!("its adapter cannot be loaded: {e}"),
                 "see `scanside doctor`; sideload it again",
-            )
+            ),
         })
     }
 
