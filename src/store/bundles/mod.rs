@@ -257,12 +257,24 @@ pub fn serving_bundle(conn: &Connection) -> rusqlite::Result<Option<Bundle>> {
     Ok(id.map(|id| get(conn, id)).transpose()?.flatten().filter(|b| b.state.may_serve()))
 }
 
+/// The bundle on trial, from its staging on; none as for [`serving_bundle`].
+///
+/// # Errors
+/// The database's.
+pub fn candidate(conn: &Connection) -> rusqlite::Result<Option<Bundle>> {
+    if !exist(conn)? {
+        return Ok(None);
+    }
+    Ok(under_way(conn)?.into_iter().find(|b| b.state.is_candidate()))
+}
+
 /// Whether the database has these tables: not in a state directory of an earlier version, until the service has started once.
 ///
 /// # Errors
 /// The database's.
 pub fn exist(conn: &Connection) -> rusqlite::Result<bool> {
-    conn.query_row("SELECT count(*) FROM sqlite_master WHERE name = 'bundle'", [], |r| r.get::<_, i64>(0)).map(|n| n > 0)
+    conn.query_row("SELECT count(*) FROM sqlite_master WHERE name = 'bundle'", [], |r| r.get::<_, i64>(0))
+        .map(|n| n > 0)
 }
 
 /// Every bundle, newest first, at most `limit`.
@@ -431,8 +443,10 @@ pub fn prunable(conn: &Connection, keep: usize) -> rusqlite::Result<Vec<Bundle>>
     let mut kept: BTreeSet<i64> = serving(conn)?.and_then(|s| s.bundle_id).into_iter().collect();
     kept.extend(previous(conn)?.and_then(|s| s.bundle_id));
     let ended: Vec<Bundle> = conn
-        .prepare("SELECT * FROM bundle WHERE state IN ('committed', 'rolled-back') AND path <> ''
-                  ORDER BY changed_ms DESC, id DESC")?
+        .prepare(
+            "SELECT * FROM bundle WHERE state IN ('committed', 'rolled-back') AND path <> ''
+                  ORDER BY changed_ms DESC, id DESC",
+        )?
         .query_map([], bundle)?
         .collect::<rusqlite::Result<_>>()?;
     // Those that failed their probation never come back, so they take no place from those that may.
@@ -457,7 +471,10 @@ pub fn forget_file(conn: &Connection, id: i64) -> rusqlite::Result<()> {
 /// # Errors
 /// The database's.
 pub fn keep_file(conn: &Connection, id: i64, path: &str, now_ms: i64) -> rusqlite::Result<()> {
-    conn.execute("UPDATE bundle SET path = ?2, changed_ms = ?3 WHERE id = ?1 AND path = ''", params![id, path, now_ms])?;
+    conn.execute(
+        "UPDATE bundle SET path = ?2, changed_ms = ?3 WHERE id = ?1 AND path = ''",
+        params![id, path, now_ms],
+    )?;
     Ok(())
 }
 
