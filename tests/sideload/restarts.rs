@@ -1,5 +1,7 @@
 //! What a restart, another try or the same file again must not change, and what it must mend.
 
+use std::time::Duration;
+
 use scanside::adapter::trust::TrustStore;
 use scanside::clock::Clock;
 use scanside::config::Effective;
@@ -112,14 +114,18 @@ fn a_disk_that_fails_gives_no_bundle_up() {
     let trust = NoTrust::new(&site.state);
     site.run();
     let series = site.send(732);
-    site.until("the series is tried", || site.log().contains("it stays in the queue").then_some(()));
-    assert_eq!(site.newest(), "probation", "{}", site.log());
-    drop(trust);
-    let job = site.until("its result", || {
+    let job = |state: &str| {
         let status = site.status();
         let job = status["jobs"].as_array()?.iter().find(|j| j["series_uid"] == series.series_uid.as_str())?.clone();
-        (job["state"] == "done").then_some(job)
-    });
+        (job["state"] == state).then_some(job)
+    };
+    site.until("its job", || job("pending"));
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(job("pending").unwrap()["attempts"], 0, "a series is not to blame");
+    assert_eq!(site.newest(), "probation", "{}", site.log());
+    assert!(site.log().contains("series wait for it"), "{}", site.log());
+    drop(trust);
+    let job = site.until("its result", || job("done"));
     let summary: serde_json::Value = serde_json::from_str(job["summary"].as_str().unwrap()).unwrap();
     assert_eq!(summary["bundle"]["release"], "thigh 2", "no other adapter made it: {summary:#}");
 }
