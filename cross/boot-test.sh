@@ -47,7 +47,7 @@ if [ "$mode" = full ]; then
     "$program" bundle make --adapter adapters/thigh-phantom.safetensors --evidence docs/evidence/phantom-adapter.json \
         --roots "$release/roots" --version 2 --expires $((year + 1))-12-31 --note "boot test" --out "$release/adapter.bundle" >&2
     for key in anna ben; do "$program" bundle sign "$release/adapter.bundle" --key "$release/$key.pem" >&2; done
-    "$program" keys root show --roots "$release/roots" | sed -n 's/.*fingerprint \([0-9a-f]*\).*/\1/p' >"$release/fingerprint"
+    "$program" keys root show --roots "$release/roots" | sed -n 's/.*fingerprint \([0-9a-f ]*\).*/\1/p' >"$release/fingerprint"
     as_root cp "$release/fingerprint" "$release/adapter.bundle" "$release/roots/1.root.json" "$root/boot-test/"
     rm -rf "$release"
 fi

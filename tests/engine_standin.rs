@@ -2,17 +2,25 @@
 //! go wrong on a box. tests/standin-gpu plays driver and TensorRT; the program itself is the one that ships.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "common/bundle.rs"]
+mod bundle;
 #[path = "common/serve.rs"]
 mod serve;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use scanside::adapter::Adapter;
+use scanside::adapter::bundle::Unverified;
+use scanside::adapter::trust::TrustStore;
+use scanside::clock::Clock;
 use scanside::model::weights::{BaseWeights, to_safetensors};
+use scanside::store::Store;
+use scanside::store::bundles::{self, Arrival, Event, Facts, Why};
 
 /// A box with its libraries, weights, adapter and settings.
 struct Station {
@@ -70,6 +78,67 @@ impl Station {
             file("adapter.safetensors"),
             file("lib")
         )
+    }
+
+    /// The station's adapter in version 2, a little different, for an input of so many pixels.
+    fn second(&self, pixels: usize) -> Adapter {
+        let mut adapter = Adapter::load(&self.path("adapter.safetensors")).unwrap();
+        (adapter.meta.version, adapter.meta.input_size) = (2, pixels);
+        for (_, tensor) in adapter.tensors.iter_mut().filter(|(name, _)| name.ends_with("lora_b")) {
+            tensor.data.iter_mut().for_each(|v| *v *= 1.02);
+        }
+        adapter
+    }
+
+    /// Puts an adapter into a state folder as what came in a bundle, was committed, and is to serve.
+    fn commit(&self, state: &Path, adapter: Adapter) {
+        let (clock, host) = (Clock::System, bundle::Host::default());
+        let mut draft = host.draft(adapter.meta.version);
+        draft.evidence = bundle::evidence(&adapter);
+        draft.parity = vec![bundle::parity(&adapter, 1)];
+        draft.adapter = adapter.clone();
+        let bytes = host.sign(&draft);
+        let identity = Unverified::parse(bytes.clone()).unwrap().manifest.signed.id();
+        let facts = Facts {
+            name: "thigh".into(),
+            version: 2,
+            adapter_sha256: adapter.sha256().unwrap(),
+            identity: identity.clone(),
+            signer: "holder-4".into(),
+            evidence: "{}".into(),
+        };
+        let store = Store::open(state, clock.clone()).unwrap();
+        std::fs::create_dir_all(state.join(bundles::FOLDER)).unwrap();
+        let path = format!("{}/two.bundle", bundles::FOLDER);
+        std::fs::write(state.join(&path), &bytes).unwrap();
+        let now = clock.now_ms();
+        let done = store.with_conn(|c| {
+            let arrival = bundles::receive(c, "two", &path, bytes.len() as u64, "two.bundle", now)?;
+            let (Arrival::New(row) | Arrival::Known(row)) = arrival;
+            let tx = c.transaction()?;
+            bundles::set_facts(&tx, row.id, &facts)?;
+            tx.commit()?;
+            for event in [Event::Verified, Event::Staged, Event::ParityPassed, Event::Committed] {
+                let seen = bundles::get(c, row.id)?.unwrap();
+                let step = bundles::advance(c, &seen, event, &Why::default(), now, |tx| match event {
+                    Event::Committed => bundles::serve(tx, Some(row.id), ("thigh 2", "", "holder-4"), "committed", now),
+                    _ => Ok(()),
+                })?;
+                step.unwrap();
+            }
+            Ok(())
+        });
+        done.unwrap();
+        let trust = TrustStore::new(state);
+        trust.init(host.root().clone(), now).unwrap();
+        trust.update(|s| s.commit("thigh", 2, &identity)).unwrap();
+    }
+
+    /// What the doctor says of a group.
+    fn doctor(&self, faults: &str, group: &str) -> Value {
+        let out = self.run("100300", faults, &["doctor", "--json"]);
+        let all: Vec<Value> = serde_json::from_slice(&out.stdout).unwrap_or_else(|e| panic!("{e} {}", words(&out)));
+        all.into_iter().find(|c| c["group"] == group).unwrap_or_else(|| panic!("no {group}: {}", words(&out)))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -257,13 +326,81 @@ fn where_the_cpu_may_not_serve_the_service_refuses_with_the_reason() {
     assert!(says.contains("cpu_fallback = false"), "{says}");
 }
 
+#[test]
+fn a_bundle_whose_masks_differ_is_served_by_the_cpu_where_it_may() {
+    let station = Station::new();
+    station.good("100300", &["engine", "build"]);
+    // The configuration's adapter is remembered as sound, the bundle's is compared when it is loaded.
+    station.good("100300", &["engine", "verify"]);
+    station.commit(&station.path("state"), station.second(64));
+    let model = station.doctor("", "model");
+    assert!(model["ok"] == true && model["what"].as_str().unwrap().contains("engine tensorrt"), "{model}");
+    let model = station.doctor("parity", "model");
+    let what = model["what"].as_str().unwrap();
+    assert!(model["ok"] == true && what.contains("engine cpu") && what.contains("from bundle thigh 2"), "{model}");
+    let engine = station.doctor("parity", "engine");
+    assert!(engine["ok"] == false && engine["remedy"].as_str().unwrap().contains("[PARITY]"), "{engine}");
+    // Where the CPU may not serve, the reason is told as what it is.
+    std::fs::write(station.path("box.toml"), Station::settings(station.dir.path(), "cpu_fallback = false\n")).unwrap();
+    let model = station.doctor("parity", "model");
+    let remedy = model["remedy"].as_str().unwrap();
+    assert!(model["ok"] == false && remedy.contains("[parity-failed]"), "{model}");
+    assert!(remedy.contains("engine.cpu_fallback = false"), "{model}");
+}
+
+#[test]
+fn plans_are_built_for_the_bundle_that_serves() {
+    let station = Station::new();
+    let v = "100300";
+    station.good(v, &["engine", "build"]);
+    station.commit(&station.path("state"), station.second(128));
+    let engine = station.doctor("", "engine");
+    assert!(engine["ok"] == false && engine["remedy"].as_str().unwrap().contains("scanside engine build"), "{engine}");
+    let built = station.good(v, &["engine", "build"]);
+    assert_eq!(built.matches("fp32 built in").count(), 3, "{built}");
+    assert!(built.contains("for adapter thigh-phantom 2:") && built.contains("is there"), "{built}");
+    let engine = station.doctor("", "engine");
+    assert!(engine["ok"] == true && engine["what"].as_str().unwrap().contains("tensorrt"), "{engine}");
+    // The file itself can be named, before it is on the box.
+    let bundle = station.path("state/bundles/two.bundle");
+    let named = station.good(v, &["engine", "build", "--bundle", bundle.to_str().unwrap()]);
+    assert!(named.contains("for adapter thigh-phantom 2:") && !named.contains("thigh-phantom 1"), "{named}");
+    assert!(station.good(v, &["engine", "verify"]).contains("passed: TensorRT may serve"));
+}
+
+#[test]
+fn status_says_the_engine_of_what_serves_now() {
+    let station = Station::new();
+    station.good("100300", &["engine", "build"]);
+    let dir = tempfile::tempdir().unwrap();
+    station.commit(&dir.path().join("state"), station.second(128));
+    let served = serve_in(&station, dir.path(), "");
+    assert_eq!(served.status()["engine"]["refusal"]["code"], "NO_PLAN", "no plan has its shapes");
+    let back = Command::new(env!("CARGO_BIN_EXE_scanside"))
+        .args(["adapters", "-c"])
+        .arg(dir.path().join("scanside.toml"))
+        .args(["rollback", "--factory"])
+        .output()
+        .unwrap();
+    assert!(back.status.success(), "{}", words(&back));
+    let start = Instant::now();
+    while served.status()["engine"]["engine"]["kind"] != "tensorrt" {
+        assert!(start.elapsed() < Duration::from_secs(600), "{:#}", served.status()["engine"]);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// A service in a folder, on the station's libraries and plans.
+fn serve_in(station: &Station, dir: &Path, faults: &str) -> serve::Served {
+    let engine = Station::settings(station.dir.path(), &format!("plans = {:?}\n", station.path("state/engines")));
+    let engine = engine.split_once("[model]").map(|(_, rest)| format!("[model]{rest}")).unwrap();
+    serve::Served::start_with(dir, "PACS", "127.0.0.1:1", &engine, &station.env("100300", faults))
+}
+
 /// Sends a phantom to a service and gives its job when it is over, and the status then.
 fn serve_one(station: &Station, faults: &str) -> (Value, Value) {
     let state = tempfile::tempdir().unwrap();
-    let engine = Station::settings(station.dir.path(), &format!("plans = {:?}\n", station.path("state/engines")));
-    let engine = engine.split_once("[model]").map(|(_, rest)| format!("[model]{rest}")).unwrap();
-    let served =
-        serve::Served::start_with(state.path(), "PACS", "127.0.0.1:1", &engine, &station.env("100300", faults));
+    let served = serve_in(station, state.path(), faults);
     let series = state.path().join("series");
     let made = Command::new(env!("CARGO_BIN_EXE_scanside")).args(["phantom", "--out"]).arg(&series).output().unwrap();
     assert!(made.status.success(), "{}", words(&made));

@@ -8,9 +8,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::ConfigArgs;
+use crate::clock::Clock;
 use crate::config::{Config, EngineKind};
 use crate::daemon::Model;
+use crate::daemon::sideload::{Here, Models};
 use crate::dicom::net::scu::{ScuOptions, Target, echo};
+use crate::store::bundles;
+use crate::store::{Store, StoreError};
 
 #[derive(Args, Debug)]
 pub(super) struct DoctorArgs {
@@ -125,7 +129,7 @@ fn look(config: &Config) -> Vec<Check> {
             Err(e) => failed("network", what, e.to_string()),
         });
     }
-    let model = Model::load(config);
+    let model = Model::load(config).map_err(|e| e.to_string()).and_then(|factory| serving(config, factory));
     checks.extend(model.as_ref().ok().map(|m| engine(config, m)));
     checks.push(match model {
         Ok(m) if m.phantom_only => failed(
@@ -134,9 +138,25 @@ fn look(config: &Config) -> Vec<Check> {
             "the phantom adapter is for trying out only; train one with `scanside train` and set model.adapter",
         ),
         Ok(m) => passed("model", m.describe()),
-        Err(e) => failed("model", "weights and adapter load", e.to_string()),
+        Err(remedy) => failed("model", "weights and adapter load", remedy),
     });
     checks
+}
+
+/// The model that serves: that of a bundle where one does, else the configuration's.
+fn serving(config: &Config, factory: Model) -> Result<Model, String> {
+    let dir = &config.storage.state_dir;
+    if !dir.join("scanside.db").exists() {
+        return Ok(factory);
+    }
+    let clock = Clock::System;
+    let unread = |e: StoreError| format!("what serves cannot be read: {e}; run this as the service's user or as root");
+    let store = Store::open_read_only(dir, clock.clone()).map_err(unread)?;
+    let Some(row) = store.with_conn(|c| bundles::serving_bundle(c)).map_err(unread)? else { return Ok(factory) };
+    let here = Here { store: &store, clock: &clock, config };
+    Models::new(factory)
+        .load(here, &row)
+        .map_err(|why| format!("bundle {}: {} [{}]; {}", row.title(), why.sentence, why.code, why.remedy))
 }
 
 /// The engine that would serve. On a box without a GPU the CPU engine is no failure unless TensorRT was asked for.

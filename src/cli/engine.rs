@@ -8,17 +8,22 @@ mod list;
 mod report;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
+use rusqlite::Connection;
 
 use super::ConfigArgs;
 use crate::adapter::Adapter;
+use crate::adapter::bundle::{Unverified, read_file};
+use crate::clock::Clock;
 use crate::config::{Config, Precision};
 use crate::engine::tensorrt::{Plans, Platform};
 use crate::model::weights::{self, BaseWeights};
 use crate::pipeline::serving::{Refusal, TensorRtGraphs, plans_of, search_of};
+use crate::store::{Store, bundles};
 
 /// Which command.
 #[derive(Args, Debug)]
@@ -57,9 +62,12 @@ pub(super) fn run(args: &EngineArgs) -> anyhow::Result<ExitCode> {
 /// What the plans are for; shared by the commands.
 #[derive(Args, Debug, Clone)]
 pub(super) struct SubjectArgs {
-    /// The adapter whose shapes the graphs take; default: the configuration's, else the phantom adapter
+    /// The adapter whose shapes the graphs take; default: that of the bundle that serves, else the configuration's, else the phantom adapter
     #[arg(long)]
     adapter: Option<PathBuf>,
+    /// The same from a bundle's file, e.g. before it is sideloaded; nobody's signature is asked for here
+    #[arg(long, value_name = "FILE", conflicts_with = "adapter")]
+    bundle: Option<PathBuf>,
     /// In place of engine.precision: fp32, fp16, int8
     #[arg(long, value_parser = precision)]
     precision: Option<Precision>,
@@ -93,12 +101,51 @@ impl SubjectArgs {
         } else {
             weights::load(&config.model.weights)?
         };
-        let path = self.adapter.clone().unwrap_or_else(|| config.model.adapter.clone());
-        let adapter = crate::daemon::adapter_at(&path)?;
+        let adapter = match (&self.adapter, &self.bundle) {
+            (Some(path), _) => crate::daemon::adapter_at(path)?,
+            (None, Some(file)) => adapter_of(file)?,
+            (None, None) => match on_box(&config, |c| bundles::serving_bundle(c))?.flatten() {
+                Some(row) => adapter_of(&row.file(&config.storage.state_dir))?,
+                None => crate::daemon::adapter_at(&config.model.adapter)?,
+            },
+        };
         adapter.check(base.sha256())?;
         let plans = plans_of(&config.engine, &config.storage.state_dir);
         Ok(Subject { config, base, adapter, plans })
     }
+
+    /// What else may come to serve on this box: the bundle on trial, and the configuration's adapter. None where an adapter was named.
+    fn others(&self, of: &Subject) -> anyhow::Result<Vec<Subject>> {
+        if self.adapter.is_some() || self.bundle.is_some() {
+            return Ok(Vec::new());
+        }
+        let config = &of.config;
+        let candidate = on_box(config, |c| bundles::candidate(c))?.flatten();
+        let mut adapters: Vec<Adapter> =
+            candidate.map(|row| adapter_of(&row.file(&config.storage.state_dir))).transpose()?.into_iter().collect();
+        adapters.push(crate::daemon::adapter_at(&config.model.adapter)?);
+        let other = |adapter: Adapter| {
+            adapter.check(of.base.sha256())?;
+            Ok(Subject { config: config.clone(), base: of.base.clone(), adapter, plans: of.plans.clone() })
+        };
+        adapters.into_iter().map(other).collect()
+    }
+}
+
+/// The adapter in a bundle's file, as the bundle's own manifest says it is.
+fn adapter_of(file: &Path) -> anyhow::Result<Adapter> {
+    let (adapter, _, _) = Unverified::parse(read_file(file)?)?.contents()?;
+    Ok(adapter)
+}
+
+/// Asks the rows of this box; none where it has no state yet.
+fn on_box<T>(config: &Config, ask: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> anyhow::Result<Option<T>> {
+    let dir = &config.storage.state_dir;
+    if !dir.join("scanside.db").exists() {
+        return Ok(None);
+    }
+    let asked = Store::open_read_only(dir, Clock::System).and_then(|s| s.with_conn(ask));
+    asked.map(Some).context("what serves cannot be read; run this as the service's user, or name --adapter")
 }
 
 impl Subject {

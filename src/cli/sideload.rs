@@ -47,6 +47,8 @@ struct Outcome {
     bundle: Option<Bundle>,
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<Refused>,
+    /// It was committed here and taken back since; only its file is whole again.
+    file_again: bool,
 }
 
 pub(super) fn run(args: &SideloadArgs) -> anyhow::Result<ExitCode> {
@@ -69,8 +71,8 @@ pub(super) fn run(args: &SideloadArgs) -> anyhow::Result<ExitCode> {
         (None, Some(file)) => vec![Received { from: file.clone(), outcome: sideload::receive(here, file) }],
         (None, None) => Vec::new(),
     };
-    let waiting: Vec<i64> =
-        received.iter().filter_map(|r| r.outcome.as_ref().ok()).map(|a| sideload::row(a).id).collect();
+    let rows = received.iter().filter_map(|r| r.outcome.as_ref().ok()).map(sideload::row);
+    let waiting: Vec<i64> = rows.filter(|b| b.state.under_way()).map(|b| b.id).collect();
     if !waiting.is_empty() {
         let moved = if service { wait(&store, &waiting, Duration::from_secs(args.wait)) } else { work(here, &config) };
         sideload::give_state_to_owner(dir);
@@ -82,18 +84,23 @@ pub(super) fn run(args: &SideloadArgs) -> anyhow::Result<ExitCode> {
         outcomes.push(match r.outcome {
             Ok(arrival) => {
                 let known = matches!(arrival, Arrival::Known(_)) && args.drop.is_some();
-                let id = sideload::row(&arrival).id;
-                let bundle = store.with_conn(|c| bundles::get(c, id))?;
-                if !args.json {
-                    say(&file, bundle.as_ref(), known, service);
+                let came = sideload::row(&arrival);
+                let file_again = !known && matches!(came.state, State::RolledBack { .. });
+                let bundle = store.with_conn(|c| bundles::get(c, came.id))?;
+                match &bundle {
+                    _ if args.json => {}
+                    Some(b) if file_again => {
+                        println!("{file}: {}: its file is whole again; `{}` lets it serve", b.title(), b.rollback());
+                    }
+                    bundle => say(&file, bundle.as_ref(), known, service),
                 }
-                Outcome { file, bundle: bundle.filter(|_| !known), refused: None }
+                Outcome { file, bundle: bundle.filter(|_| !known), refused: None, file_again }
             }
             Err(refused) => {
                 if !args.json {
                     eprintln!("scanside: {file}: {refused}");
                 }
-                Outcome { file, bundle: None, refused: Some(refused) }
+                Outcome { file, bundle: None, refused: Some(refused), file_again: false }
             }
         });
     }
@@ -112,7 +119,7 @@ fn code(o: &Outcome) -> u8 {
         return r.reason.exit_code();
     }
     match &o.bundle {
-        Some(b) if matches!(b.state, State::Refused | State::RolledBack { .. }) => {
+        Some(b) if !o.file_again && matches!(b.state, State::Refused | State::RolledBack { .. }) => {
             Reason::ALL.iter().find(|r| r.name() == b.code).map_or(1, |r| r.exit_code())
         }
         _ => 0,
@@ -163,6 +170,6 @@ fn work(here: Here<'_>, config: &Config) -> anyhow::Result<()> {
     let model = Model::load(config)
         .context("the bundle is kept and waits; what it must be held against cannot be loaded here")?;
     let candidates = Candidates { here, model: &model, progress: &|_| {} };
-    while candidates.step()? {}
+    while candidates.step().context("the bundle is kept and waits for the service's next start")? {}
     Ok(())
 }

@@ -22,7 +22,7 @@ pub struct Sideload {
     pub probation_share: f64,
     /// The candidate's median time may be this many times the active adapter's; 0 asks for nothing.
     pub most_slowdown: f64,
-    /// Bundles kept for going back, besides the one that serves and the one before it.
+    /// Bundles kept for going back, those that changed last. The one that serves and the one before it count, and are kept in any case.
     pub keep: usize,
 }
 

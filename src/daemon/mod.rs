@@ -140,7 +140,6 @@ impl Daemon {
         let models = Models::new(model);
         let model = models.begin(Here { store: &store, clock: &clock, config: &config })?;
         sideload::clean(&store)?;
-        say_engine(&store, &config, &model)?;
         let events = spool.subscribe(4096);
         let options = ScpOptions {
             acceptor: Acceptor {

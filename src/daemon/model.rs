@@ -149,7 +149,7 @@ impl Model {
                 if base.sha256() != self.base_sha256 {
                     return Err(ModelError::BaseChanged(path));
                 }
-                let chosen = match beside(&self.networks, &base, adapter) {
+                let chosen = match beside(&self.networks, &self.config.engine, &base, adapter) {
                     Err(ServeError::Networks(NetworksError::Other { .. })) => {
                         serving(&self.config.engine, &self.config.storage.state_dir, &base, adapter, false)?
                     }

@@ -61,6 +61,11 @@ pub(super) fn run(shared: &Shared) {
     let beat = shared.pulse.watch(TASK, SILENCE);
     while !shared.stopping() {
         beat.beat();
+        // What is to serve cannot be taken now, as the task that watches it says: no series is begun, and none is to blame for it.
+        if shared.models.settle(shared.here()).is_err() {
+            shared.jobs.wait(LOOK);
+            continue;
+        }
         let taken = shared.store.with_conn(|c| queue::take_job(c, shared.clock.now_ms()));
         let job = match taken {
             Ok(Some(job)) => job,

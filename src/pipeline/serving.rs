@@ -56,6 +56,8 @@ impl From<Unusable> for Refusal {
     }
 }
 
+/// The code of masks that are not the CPU engine's.
+pub const PARITY: &str = "PARITY";
 const PRECISION: &str =
     "set engine.precision = \"fp32\" and build again; `scanside engine verify` shows every structure";
 const BUILD: &str = "run `scanside engine build` on this box";
@@ -321,11 +323,21 @@ pub fn serving(
     {
         return Err(ServeError::Refused(refused.refusal.clone()));
     }
+    let (refusal, parity) = refusal.map_or((None, None), |r| (Some(r.refusal), r.parity));
+    on_cpu(base, adapter, refusal, parity)
+}
+
+/// The CPU engine for an adapter, with what is to be said of TensorRT.
+fn on_cpu(
+    base: &BaseWeights,
+    adapter: &Adapter,
+    refusal: Option<Refusal>,
+    parity: Option<Parity>,
+) -> Result<Serving, ServeError> {
     // One thread an engine and several slices at once: slices are independent, and this beats threads within one.
     let graphs =
         Graphs::emit(base, adapter, 0).map_err(NetworksError::from)?.load_cpu(1).map_err(NetworksError::from)?;
     let networks = graphs.bind(adapter)?;
-    let (refusal, parity) = refusal.map_or((None, None), |r| (Some(r.refusal), r.parity));
     let report = EngineReport { engine: graphs.identity(), refusal, parity };
     Ok(Serving { networks, graphs, report })
 }
@@ -368,19 +380,25 @@ fn tensorrt(
         }
     };
     if let Some(problem) = parity.problem() {
-        return Err(Box::new(Refused { refusal: Refusal::new("PARITY", problem, PRECISION), parity: Some(parity) }));
+        return Err(Box::new(Refused { refusal: Refusal::new(PARITY, problem, PRECISION), parity: Some(parity) }));
     }
     let report = EngineReport { engine: graphs.identity(), refusal: None, parity: Some(parity) };
     Ok(Serving { networks, graphs, report })
 }
 
 /// Another adapter on the graphs that serve, beside the one that serves: it costs its tensors' memory and, on TensorRT, a comparison with the
-/// CPU engine. What serves is not touched; two adapters can be bound at once on TensorRT.
+/// CPU engine. What serves is not touched; two adapters can be bound at once on TensorRT. Where its masks do not agree, the CPU engine serves
+/// it and says so.
 ///
 /// # Errors
 /// [`NetworksError::Other`] for an adapter of other shapes, which [`serving`] has graphs or a refusal for; [`ServeError::Refused`] where its
-/// masks do not agree.
-pub fn beside(current: &ServingNetworks, base: &BaseWeights, adapter: &Adapter) -> Result<Serving, ServeError> {
+/// masks do not agree and the CPU may not serve.
+pub fn beside(
+    current: &ServingNetworks,
+    settings: &config::Engine,
+    base: &BaseWeights,
+    adapter: &Adapter,
+) -> Result<Serving, ServeError> {
     let former = current.report();
     let graphs = current.graphs().clone();
     if graphs.identity() != former.engine {
@@ -394,11 +412,17 @@ pub fn beside(current: &ServingNetworks, base: &BaseWeights, adapter: &Adapter) 
     if former.engine.kind == "cpu" {
         return Ok(Serving { networks, graphs, report: former });
     }
-    let images = phantom_images(adapter.meta.crop, adapter.meta.input_size)
-        .map_err(|e| ServeError::Refused(Refusal::new("PARITY", e, "the adapter's crop rule fits no phantom")))?;
+    let refused = |refusal: Refusal, parity| match settings.cpu_fallback {
+        true => on_cpu(base, adapter, Some(refusal), parity),
+        false => Err(ServeError::Refused(refusal)),
+    };
+    let images = match phantom_images(adapter.meta.crop, adapter.meta.input_size) {
+        Ok(images) => images,
+        Err(e) => return refused(Refusal::new(PARITY, e, "the adapter's crop rule fits no phantom"), None),
+    };
     let parity = parity_of(&networks, base, adapter, &images, &|_| ())?;
     if let Some(problem) = parity.problem() {
-        return Err(ServeError::Refused(Refusal::new("PARITY", problem, PRECISION)));
+        return refused(Refusal::new(PARITY, problem, PRECISION), Some(parity));
     }
     let report = EngineReport { engine: graphs.identity(), refusal: None, parity: Some(parity) };
     Ok(Serving { networks, graphs, report })

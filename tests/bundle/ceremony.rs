@@ -123,11 +123,17 @@ fn keys_root_bundle_signatures_box_and_rotation() {
     let (code, said) = fails(d, &["bundle", "verify", "-c", "box.toml", "one.bundle"]);
     assert!(code == 60 && said.contains("scanside keys trust"), "{said}");
     let (_, said) = fails(d, &["keys", "trust", "-c", "box.toml", "roots/1.root.json"]);
-    let print = said.split("root 1 is ").nth(1).unwrap()[..64].to_string();
-    let (_, said) =
-        fails(d, &["keys", "trust", "-c", "box.toml", "roots/1.root.json", "--fingerprint", "000000000000"]);
+    let print = said.split("root 1 is ").nth(1).unwrap()[..79].to_string();
+    assert!(print.split(' ').count() == 16 && print.split(' ').all(|g| g.len() == 4), "groups of four: {print}");
+    let trust = |told: &str| -> Vec<String> {
+        ["keys", "trust", "-c", "box.toml", "roots/1.root.json", "--fingerprint", told].map(String::from).into()
+    };
+    let (_, said) = fails(d, &of(&trust(&"0".repeat(32))));
     assert!(said.contains("another file"), "{said}");
-    done(d, &["keys", "trust", "-c", "box.toml", "roots/1.root.json", "--fingerprint", &print[..16]]);
+    // Few digits, right as they are, could be those of a forged file too.
+    let (_, said) = fails(d, &of(&trust(&print[..38])));
+    assert!(said.contains("at least 32 digits, these are 31"), "{said}");
+    done(d, &of(&trust(&print[..39].replace(' ', ":").to_uppercase())));
     let said = done(d, &["bundle", "verify", "-c", "box.toml", "one.bundle"]);
     assert!(said.contains("thigh-phantom 1 may be installed") && said.contains("rel-a ("), "{said}");
 

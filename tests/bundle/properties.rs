@@ -120,6 +120,38 @@ fn serving_again_needs_a_commit_and_tells_of_withdrawn_keys() {
 }
 
 #[test]
+fn what_is_on_trial_goes_on_after_its_expiry_and_by_any_clock() {
+    let mut host = Host::default();
+    let bytes = host.bundle(2);
+    let id = Unverified::parse(bytes.clone()).unwrap().manifest.signed.id();
+    let go_on = |bytes: &[u8], trust: &TrustState, now: &str| {
+        let facts = BoxFacts::here(BASE, "");
+        verify(bytes.to_vec(), trust, day(now).ms(), &facts, Purpose::GoOn).outcome.map_err(|e| e.reason)
+    };
+    let mut trust = TRUST.clone();
+    trust.see(day("2041-01-01").ms());
+    // Before a time already seen; after the bundle's expiry; after the root's.
+    for now in ["2026-06-01", "2035-06-01", "2040-01-01"] {
+        assert!(go_on(&bytes, &trust, now).is_ok(), "{now}");
+    }
+    let now = "2026-06-01";
+    // Lost power between the record of trust and the row.
+    trust.commit("thigh", 2, &id);
+    assert!(go_on(&bytes, &trust, now).is_ok());
+    // Versions, signatures and files still count.
+    let mut later = TRUST.clone();
+    later.commit("thigh", 3, &"0".repeat(64));
+    assert_eq!(go_on(&bytes, &later, now).unwrap_err(), Reason::OlderVersion);
+    host.revoke(0);
+    trust.root = host.root().clone();
+    assert_eq!(go_on(&bytes, &trust, now).unwrap_err(), Reason::RevokedKey);
+    let mut damaged = bytes;
+    let at = damaged.len() / 2;
+    damaged[at] ^= 1;
+    assert_eq!(go_on(&damaged, &TRUST, now).unwrap_err(), Reason::ChangedFile);
+}
+
+#[test]
 fn differences_are_told_in_words() {
     let host = Host::default();
     let open = |bytes: Vec<u8>| Unverified::parse(bytes).unwrap();

@@ -49,6 +49,23 @@ fn nothing_goes_back() {
 }
 
 #[test]
+fn tufs_version_is_three_numbers_and_nothing_else() {
+    let host = Host::default();
+    let with = |version: &str| {
+        let mut value = serde_json::to_value(&host.root().signed).unwrap();
+        value["spec_version"] = version.into();
+        serde_json::from_value::<Root>(value).unwrap().check()
+    };
+    for good in ["1.0.31", "1.0.0", "1.12.3"] {
+        assert_eq!(with(good), Ok(()), "{good}");
+    }
+    for bad in ["1", "1.0", "1.0.31.5", "1.0.31-8f3a", "1.0.31 ", "1.0.x", "1..1", "1.0.0000000031", "1.+0.1", "2.0.0"]
+    {
+        assert!(with(bad).unwrap_err().contains("TUF"), "{bad}");
+    }
+}
+
+#[test]
 fn an_unchanged_record_is_not_written_again() {
     let (_dir, store, _) = store();
     let before = std::fs::metadata(store.path()).unwrap().modified().unwrap();

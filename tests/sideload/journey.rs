@@ -135,6 +135,17 @@ fn without_a_service_the_command_checks_and_the_next_start_goes_on() {
     );
     assert_eq!(code, 3);
     assert!(a["serving"]["bundle_id"].is_null(), "{a:#}");
+    // The same file mends it, and a person lets it serve.
+    let said = site.said(&["sideload", path.to_str().unwrap()]);
+    assert!(said.contains("its file is whole again; `scanside adapters rollback thigh:2`"), "{said}");
+    assert!(site.adapters().0["serving"]["bundle_id"].is_null(), "nothing else changes");
+    site.said(&["adapters", "rollback", "thigh:2"]);
+    let a = site.until("it serves", || {
+        let (a, _) = site.adapters();
+        a["serving"]["taken_ms"].is_i64().then_some(a)
+    });
+    assert!(!a["serving"]["bundle_id"].is_null() && a["bundles"][0]["state"] == "committed", "{a:#}");
+    assert_eq!(a["bundles"].as_array().unwrap().len(), 1, "it is the same bundle still: {a:#}");
 }
 
 #[test]

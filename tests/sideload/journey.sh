@@ -95,7 +95,7 @@ until grep -q '^ready on' "$work/serve.out"; do
 done
 address=$(sed -n 's/^ready on //p' "$work/serve.out")
 # A person types the fingerprint from the training host's paper.
-paper=$($run keys root show --roots "$work/roots" | sed -n 's/.*fingerprint \([0-9a-f]*\).*/\1/p')
+paper=$($run keys root show --roots "$work/roots" | sed -n 's/.*fingerprint \([0-9a-f ]*\).*/\1/p')
 $run keys trust "$work/roots/1.root.json" --fingerprint "$paper" -c "$work/box.toml"
 
 # Waits until a word stands in what a command prints; 30 minutes are a hang.

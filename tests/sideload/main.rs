@@ -11,6 +11,7 @@ mod kills;
 mod kit;
 mod lives;
 mod refusals;
+mod restarts;
 #[path = "../common/serve.rs"]
 mod serve;
 mod swaps;

@@ -91,8 +91,11 @@ fn memory_mb() -> u64 {
 pub enum Purpose {
     /// To be staged: everything is held against it.
     Install,
+    /// To go on: one that was installed here and is on trial, at a restart above all. Its signatures count and its version must not be
+    /// older than what was committed; the clock, its expiry and the root's do not stop it, as a box does not fall silent at midnight.
+    GoOn,
     /// To serve again: one that was committed here before, at start and when going back. Its version may be older, its expiry past
-    /// and its keys withdrawn meanwhile (then it says so): a box does not fall silent at midnight, and going back must work.
+    /// and its keys withdrawn meanwhile (then it says so): going back must work.
     Serve,
 }
 

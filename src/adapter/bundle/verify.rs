@@ -115,8 +115,8 @@ pub struct Bundle {
 
 impl Bundle {
     /// Reads a bundle's file and holds it against this box; the one way in. A newer root that the bundle proves is taken at once,
-    /// whatever becomes of the bundle: that is how a withdrawn key stops counting. Where the bundle is accepted, the time is
-    /// remembered too. `purpose` says whether it is to be staged or to serve again.
+    /// whatever becomes of the bundle: that is how a withdrawn key stops counting. Where it is accepted to be installed,
+    /// the time is remembered too.
     ///
     /// # Errors
     /// [`Refused`] with every reason of docs/bundles.md but those of keys and `parity-failed`.
@@ -265,6 +265,14 @@ fn judge(
             check_release(&manifest.signed, &id, trust, now_ms)?;
             keys
         }
+        Purpose::GoOn => {
+            let keys = manifest.signed_by("the bundle", root, root.role(RoleName::Release))?;
+            // Lost power between the record of trust and the row: the one committed goes on too.
+            if !trust.committed(name, &id) {
+                check_version(&manifest.signed, &id, trust)?;
+            }
+            keys
+        }
         Purpose::Serve => {
             if !trust.committed(name, &id) {
                 return Err(Refused::new(
@@ -317,6 +325,13 @@ fn check_release(manifest: &Manifest, id: &str, trust: &TrustState, now_ms: i64)
             "ask for a newer bundle; check this box's clock",
         ));
     }
+    check_version(manifest, id, trust)
+}
+
+/// That no newer version was committed, nor this one with other content or exactly so.
+fn check_version(manifest: &Manifest, id: &str, trust: &TrustState) -> Result<(), Refused> {
+    let about = &manifest.scanside;
+    let name = format!("{} {}", about.name, manifest.version);
     let Some(last) = trust.version(&about.name) else { return Ok(()) };
     let refuse = |reason, sentence: String, remedy: &str| Err(Refused::new(reason, sentence, remedy));
     if manifest.version > last {

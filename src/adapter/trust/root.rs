@@ -153,7 +153,7 @@ impl Root {
     /// # Errors
     /// A sentence.
     pub fn check(&self) -> Result<(), String> {
-        if self.version == 0 || self.spec_version.split('.').next() != SPEC_VERSION.split('.').next() {
+        if self.version == 0 || !follows_tuf(&self.spec_version) {
             return Err(format!("root of version {}, TUF {}", self.version, self.spec_version));
         }
         if self.keys.len() > MAX_KEYS || self.scanside.revoked.len() > MAX_REVOKED {
@@ -228,6 +228,13 @@ impl Signed<Root> {
         }
         Ok(())
     }
+}
+
+/// `1.x.y`, in digits: a version that TUF can have, and no words with which a file could be given a wanted fingerprint.
+fn follows_tuf(version: &str) -> bool {
+    let parts: Vec<&str> = version.split('.').collect();
+    let number = |p: &&str| (1..=3).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_digit());
+    parts.len() == 3 && parts.first() == Some(&"1") && parts.iter().all(number)
 }
 
 /// What people compare of a root by another way than the file: sha256 of what is signed, hex. Further signatures do not change it.

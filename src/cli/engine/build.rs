@@ -41,19 +41,41 @@ pub(super) fn run(args: &BuildArgs) -> anyhow::Result<ExitCode> {
     let subject = args.subject.load()?;
     let platform = subject.platform()?;
     println!("{}", platform.describe());
-    let graphs = subject.graphs()?;
     let how = How { level: args.level, own_kernels: args.own_kernels };
-    for (part, _) in graphs.graphs.parts() {
-        let key = graphs.key(&platform, part);
-        if !args.force && subject.plans.read(&key).is_ok() {
-            println!("{part:<10} {} is there (--force builds it again)", key.precision);
-            continue;
-        }
-        let record = with_progress(&subject, &key, || build(&subject, &platform, &graphs, part, how))?;
-        println!("{part:<10} {} built in {:.0} s, {} KiB", key.precision, record.seconds, record.bytes >> 10);
+    let mut done = Vec::new();
+    missing(&subject, &platform, args.force, how, &mut done)?;
+    for other in args.subject.others(&subject)? {
+        missing(&other, &platform, args.force, how, &mut done)?;
     }
     println!("plans are in {}; next: scanside engine verify", subject.plans.folder().display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Builds what an adapter lacks; adapters of the same shapes have the same plans, which are told of once.
+fn missing(
+    subject: &Subject,
+    platform: &Platform,
+    force: bool,
+    how: How,
+    done: &mut Vec<PlanKey>,
+) -> anyhow::Result<()> {
+    let graphs = subject.graphs()?;
+    let keys: Vec<(&str, PlanKey)> =
+        graphs.graphs.parts().into_iter().map(|(p, _)| (p, graphs.key(platform, p))).collect();
+    let new: Vec<(&str, PlanKey)> = keys.into_iter().filter(|(_, key)| !done.contains(key)).collect();
+    if !new.is_empty() {
+        println!("for adapter {} {}:", subject.adapter.meta.name, subject.adapter.meta.version);
+    }
+    for (part, key) in new {
+        if !force && subject.plans.read(&key).is_ok() {
+            println!("{part:<10} {} is there (--force builds it again)", key.precision);
+        } else {
+            let record = with_progress(subject, &key, || build(subject, platform, &graphs, part, how))?;
+            println!("{part:<10} {} built in {:.0} s, {} KiB", key.precision, record.seconds, record.bytes >> 10);
+        }
+        done.push(key);
+    }
+    Ok(())
 }
 
 /// Builds and keeps one plan.

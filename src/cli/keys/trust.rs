@@ -11,11 +11,14 @@ use crate::adapter::trust::{Chain, RoleName, Root, Signed, TrustState, TrustStor
 use crate::cli::ConfigArgs;
 use crate::clock::Clock;
 
+/// Digits of a fingerprint that must be told. A forged root has room for words, so that a match of fewer could be searched for.
+const LEAST_DIGITS: usize = 32;
+
 #[derive(Args, Debug)]
 pub(super) struct TrustArgs {
     /// Roots; none: show what this box trusts
     roots: Vec<PathBuf>,
-    /// For the first root: its fingerprint (at least 12 digits), as the training host told it by another way than the file
+    /// For the first root: its fingerprint (at least 32 digits, in groups or not), as the training host told it by another way than the file
     #[arg(long, value_name = "HEX")]
     fingerprint: Option<String>,
     /// Take the present time for true although a later one was seen; for a person who has just set the clock
@@ -64,16 +67,22 @@ fn take(store: &TrustStore, chain: Chain, told: Option<&str>, now: i64) -> anyho
         }
         Err(e) if e.reason == Reason::NoRoot => {
             let Some(first) = chain.roots().first() else { bail!("no root was named") };
-            let found = fingerprint(first);
+            let (found, shown) = (fingerprint(first), grouped(&fingerprint(first)));
             let told = told.map(|t| t.to_ascii_lowercase().replace([' ', ':'], ""));
             match told {
-                Some(t) if t.len() >= 12 && found.starts_with(&t) => {}
+                Some(t) if t.len() < LEAST_DIGITS => bail!(
+                    "--fingerprint needs at least {LEAST_DIGITS} digits, these are {}; type more of what the training host told you by \
+                     another way than the file",
+                    t.len()
+                ),
+                Some(t) if found.starts_with(&t) => {}
                 Some(t) => bail!(
-                    "the fingerprint of root {} is {found}, not {t}: it is another file than the one you were told of",
-                    first.signed.version
+                    "the fingerprint of root {} is {shown}, not {}: it is another file than the one you were told of",
+                    first.signed.version,
+                    grouped(&t)
                 ),
                 None => bail!(
-                    "the fingerprint of root {} is {found}; compare it with what the training host tells you by another way, then \
+                    "the fingerprint of root {} is {shown}; compare it with what the training host tells you by another way, then \
                      repeat with --fingerprint",
                     first.signed.version
                 ),
@@ -93,10 +102,22 @@ fn show(state: &TrustState) {
     }
 }
 
+/// A fingerprint in groups of four digits, as people read and type it.
+fn grouped(hex: &str) -> String {
+    let mut out = String::with_capacity(hex.len() + hex.len() / 4);
+    for (i, digit) in hex.chars().enumerate() {
+        if i > 0 && i % 4 == 0 {
+            out.push(' ');
+        }
+        out.push(digit);
+    }
+    out
+}
+
 /// A root for people.
 pub(super) fn print_root(signed: &Signed<Root>) {
     let root = &signed.signed;
-    println!("root {}, expires {}, fingerprint {}", root.version, root.expires, fingerprint(signed));
+    println!("root {}, expires {}, fingerprint {}", root.version, root.expires, grouped(&fingerprint(signed)));
     for (what, role) in [("root", RoleName::Root), ("release", RoleName::Release)] {
         let role = root.role(role);
         println!("  {what}: {} of {} must sign", role.threshold, role.keyids.len());

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::gates::{self, Judgement};
 use super::serving::{Models, take_back};
-use super::{Begun, Here, shadow, why_of};
+use super::{Begun, Here, engine_refused, passes, shadow, why_of};
 use crate::adapter::bundle::Bundle as Opened;
 use crate::adapter::{Reason, Refused};
 use crate::daemon::busy::Patience;
@@ -44,7 +44,8 @@ impl Candidates<'_> {
     /// service.
     ///
     /// # Errors
-    /// The store's. The bundle stays where it is.
+    /// The store's, a full disk, a record of trust that cannot be read or written. The bundle stays where it is and can be tried again
+    /// without end.
     pub fn step(&self) -> Result<bool, StoreError> {
         let all = self.here.store.with_conn(|c| bundles::under_way(c))?;
         for row in &all {
@@ -112,13 +113,14 @@ impl Candidates<'_> {
         Ok(true)
     }
 
-    /// What no other file would mend is refused; a full disk is waited for.
+    /// What no other file would mend is refused; a full disk is waited for, and such an attempt does not count.
     fn refused(&self, row: &Bundle, e: &Refused) -> Result<bool, StoreError> {
-        if matches!(e.reason, Reason::DiskFull | Reason::TrustUnwritable) {
-            log::error!("bundle {}: {e}; tried again", row.title());
-            return Ok(false);
+        let why = why_of(e);
+        if passes(&why) {
+            self.here.advance(row, Event::NoCase, &Why::default())?;
+            return Err(self.here.not_now(&why));
         }
-        self.here.refuse(row, &why_of(e))?;
+        self.here.refuse(row, &why)?;
         Ok(true)
     }
 
@@ -164,7 +166,8 @@ impl Candidates<'_> {
         let model = match self.model.beside(&opened, row.id) {
             Ok(model) => model,
             Err(e) => {
-                let e = Refused::new(Reason::Adapter, e.to_string(), "have the bundle made anew on the training host");
+                let made_anew = "have the bundle made anew on the training host";
+                let e = engine_refused(&e).unwrap_or_else(|| Refused::new(Reason::Adapter, e.to_string(), made_anew));
                 return self.refused(&row, &e);
             }
         };
@@ -260,6 +263,7 @@ impl Trial<'_> {
                 self.models.hold(model.clone());
                 Ok(Some(model))
             }
+            Err(why) if passes(&why) => Err(self.here.not_now(&why)),
             Err(why) => {
                 self.here.refuse(row, &why)?;
                 Ok(None)
@@ -440,9 +444,14 @@ pub(in crate::daemon) fn run(shared: &Shared) {
             beat.beat();
             shared.busy.give_way(shared, &patience, &|| beat.beat());
         };
-        let moved = Candidates { here, model: shared.models.factory(), progress: &progress }
-            .step()
-            .and_then(|moved| if moved { Ok(true) } else { Trial { shared, here, models: &shared.models }.step() });
+        let first = Candidates { here, model: shared.models.factory(), progress: &progress }.step();
+        // A bundle that waits for the disk keeps no other from its trial.
+        let moved = match first {
+            Ok(true) => Ok(true),
+            rest => {
+                (Trial { shared, here, models: &shared.models }).step().and_then(|m| if m { Ok(true) } else { rest })
+            }
+        };
         match moved {
             Ok(true) => {}
             Ok(false) => {

@@ -27,6 +27,8 @@ use crate::adapter::trust::TrustStore;
 use crate::adapter::{Reason, Refused};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::daemon::ModelError;
+use crate::pipeline::serving::{PARITY, ServeError};
 use crate::store::bundles::{self, Bundle, Event, Illegal, State, Why};
 use crate::store::{Store, StoreError};
 
@@ -61,19 +63,15 @@ impl Here<'_> {
         TrustStore::new(self.store.dir())
     }
 
-    /// Opens a bundle's file and holds it against this box: as new, or as one that was committed here.
+    /// Opens a bundle's file and holds it against this box: as new, as one on trial here, or as one that was committed here.
     fn open(&self, row: &Bundle, base_sha256: &str) -> Result<Opened, Refused> {
         let facts = BoxFacts::here(base_sha256, &self.config.station.site);
-        let open = |purpose| Opened::open(&row.file(self.store.dir()), &self.trust(), self.clock, &facts, purpose);
-        let opened = match row.state {
-            State::Committed | State::RolledBack { committed: true } => open(Purpose::Serve),
-            // Lost power between the record of trust and the row.
-            State::Probation { .. } | State::Shadow { .. } | State::ParityChecked => match open(Purpose::Install) {
-                Err(e) if e.reason == Reason::AlreadyCommitted => open(Purpose::Serve),
-                other => other,
-            },
-            _ => open(Purpose::Install),
-        }?;
+        let purpose = match row.state {
+            State::Committed | State::RolledBack { committed: true } => Purpose::Serve,
+            State::Probation { .. } | State::Shadow { .. } | State::ParityChecked => Purpose::GoOn,
+            _ => Purpose::Install,
+        };
+        let opened = Opened::open(&row.file(self.store.dir()), &self.trust(), self.clock, &facts, purpose)?;
         if !row.identity.is_empty() && row.identity != opened.id() {
             return Err(Refused::new(
                 Reason::ChangedFile,
@@ -82,6 +80,12 @@ impl Here<'_> {
             ));
         }
         Ok(opened)
+    }
+
+    /// What passes, as the error that ends a step without an end for the bundle.
+    fn not_now(&self, why: &Why) -> StoreError {
+        let cause = std::io::Error::other(format!("{} [{}]; {}", why.sentence, why.code, why.remedy));
+        StoreError::Io { path: self.trust().path(), cause }
     }
 
     /// Takes one step; `Ok(None)` where somebody else moved the bundle meanwhile.
@@ -198,6 +202,20 @@ pub(crate) enum Begun {
     Yes,
     TooOften,
     Moved,
+}
+
+/// Whether something is no fault of a bundle and passes: the disk is full, or the record of trust cannot be read or written.
+fn passes(why: &Why) -> bool {
+    [Reason::DiskFull, Reason::TrustUnwritable].iter().any(|r| r.name() == why.code)
+}
+
+/// Why no engine of this box may run an adapter, where that is what its model failed for.
+fn engine_refused(e: &ModelError) -> Option<Refused> {
+    let ModelError::Engine(ServeError::Refused(r)) = e else { return None };
+    let reason = if r.code == PARITY { Reason::ParityFailed } else { Reason::Requirement };
+    let sentence =
+        format!("{} [{}], and the CPU engine is not allowed (engine.cpu_fallback = false)", r.sentence, r.code);
+    Some(Refused::new(reason, sentence, r.remedy.clone()))
 }
 
 fn why_of(refused: &Refused) -> Why {

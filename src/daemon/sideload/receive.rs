@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 use super::Here;
 use crate::adapter::bundle::MAX_BUNDLE;
 use crate::adapter::{Reason, Refused};
-use crate::store::bundles::{self, Arrival, Bundle};
+use crate::store::StoreError;
+use crate::store::bundles::{self, Arrival, Bundle, State};
 
 /// How the names of bundles end that are taken from a folder.
 pub const DROP_SUFFIX: &str = ".bundle";
@@ -63,7 +64,8 @@ fn too_large(path: &Path) -> Refused {
 /// Takes a file named by a person. It is on the box, whole and synced, before its row is written; whatever fails leaves nothing.
 ///
 /// # Errors
-/// [`Reason::Unreadable`], [`Reason::TooLarge`], [`Reason::DiskFull`].
+/// [`Reason::Unreadable`], [`Reason::TooLarge`], [`Reason::DiskFull`]; [`Reason::OlderVersion`] for one that was committed here and does
+/// not serve any more.
 pub fn receive(here: Here<'_>, path: &Path) -> Result<Arrival, Refused> {
     take(here, path, open(path, true)?, false)
 }
@@ -151,7 +153,7 @@ fn take(here: Here<'_>, path: &Path, file: File, only_new: bool) -> Result<Arriv
     let (sha256, size) = copy(file, part.as_file_mut(), path)?;
     part.as_file().sync_all().map_err(io)?;
     give_to_owner(&folder, part.path()).map_err(io)?;
-    let sql = |e: crate::store::StoreError| {
+    let sql = |e: StoreError| {
         let full = e.to_string().contains("full");
         let reason = if full { Reason::DiskFull } else { Reason::Unreadable };
         Refused::new(
@@ -171,15 +173,43 @@ fn take(here: Here<'_>, path: &Path, file: File, only_new: bool) -> Result<Arriv
     let was_there = place.exists();
     part.persist(&place).map_err(|e| io(e.error))?;
     File::open(&folder).and_then(|f| f.sync_all()).map_err(io)?;
+    if let Some(known) = here.store.with_conn(|c| bundles::committed_of_file(c, &sha256)).map_err(sql)? {
+        return again(here, &known, &relative).map_err(sql)?;
+    }
     let source: String = path
         .file_name()
         .map(|n| n.to_string_lossy().chars().filter(|c| !c.is_control()).take(100).collect())
         .unwrap_or_default();
     let noted = here.store.with_conn(|c| bundles::receive(c, &sha256, &relative, size, &source, here.now()));
-    if noted.is_err() && !was_there {
+    let named = noted.as_ref().is_ok_and(|a| !row(a).path.is_empty());
+    if !named && !was_there {
         let _ = std::fs::remove_file(&place);
     }
     noted.map_err(sql)
+}
+
+/// The file of a bundle that was committed here came again, and lies in its place: whole, whatever had become of it there. Whether it
+/// is to serve again is for a person to say.
+fn again(here: Here<'_>, known: &Bundle, relative: &str) -> Result<Result<Arrival, Refused>, StoreError> {
+    let now = here.now();
+    let (known, serving, title) = here.store.with_conn(|c| {
+        bundles::keep_file(c, known.id, relative, now)?;
+        let serving = bundles::serving(c)?.and_then(|s| s.bundle_id);
+        let title = serving.map(|id| bundles::get(c, id)).transpose()?.flatten().map(|b| b.title());
+        Ok((bundles::get(c, known.id)?.unwrap_or_else(|| known.clone()), serving, title))
+    })?;
+    if known.state == State::Committed && serving != Some(known.id) {
+        return Ok(Err(Refused::new(
+            Reason::OlderVersion,
+            format!(
+                "{} was committed here before, and {} serves now",
+                known.title(),
+                title.as_deref().unwrap_or("the configuration's adapter")
+            ),
+            format!("to let it serve again, use the box's own rollback: `{}`", known.rollback()),
+        )));
+    }
+    Ok(Ok(Arrival::Known(known)))
 }
 
 fn copy(file: File, to: &mut File, path: &Path) -> Result<(String, u64), Refused> {

@@ -6,13 +6,15 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Here, why_of};
-use crate::daemon::{Model, Shared};
+use super::{Here, engine_refused, passes, why_of};
+use crate::daemon::{Model, Shared, say_engine};
 use crate::store::bundles::{self, Bundle, Event, Illegal, Serving, State, Why};
 use crate::store::{StoreError, review};
 
 /// How often the database is asked whether somebody else changed it.
 const LOOK: Duration = Duration::from_millis(100);
+/// After an error of the store or the disk.
+const PAUSE: Duration = Duration::from_secs(2);
 /// Longest that making a model ready may take before the task counts as hung.
 const SILENCE: Duration = Duration::from_secs(300);
 /// Most models that are held ready.
@@ -71,7 +73,8 @@ impl Models {
         self.held().ready.retain(|m| m.row().is_some_and(|r| keep.contains(&r)));
     }
 
-    /// At start: notes the configuration's adapter where it serves, and takes what is to serve.
+    /// At start: notes the configuration's adapter where it serves, and takes what is to serve. Where the disk keeps that from being
+    /// read, the service starts all the same, to receive; its series wait.
     ///
     /// # Errors
     /// The database's.
@@ -94,13 +97,21 @@ impl Models {
             }
             Ok(())
         })?;
-        self.settle(here)
+        match self.settle(here) {
+            Err(e @ StoreError::Io { .. }) => {
+                log::error!("what is to serve cannot be taken, series wait for it: {e}");
+                say_engine(here.store, here.config, factory)?;
+                Ok(self.held().current.clone())
+            }
+            settled => settled,
+        }
     }
 
     /// Takes what is to serve, and gives it. A bundle that cannot be made to serve is taken back, and what was before it serves.
     ///
     /// # Errors
-    /// The database's.
+    /// The database's; [`StoreError::Io`] where the disk keeps it from being held against what the box trusts, which says nothing of it:
+    /// nothing is to serve in its stead.
     pub fn settle(&self, here: Here<'_>) -> Result<Arc<Model>, StoreError> {
         let mut held = self.held();
         loop {
@@ -123,8 +134,10 @@ impl Models {
                         review::set_adapter(c, new.adapter_sha256())
                     })?;
                     log::info!("serving now: {} ({})", new.describe(), wanted.reason);
+                    say_engine(here.store, here.config, &new)?;
                     return Ok(new);
                 }
+                Err((_, why)) if passes(&why) => return Err(here.not_now(&why)),
                 Err((row, why)) => {
                     log::error!("bundle {} cannot serve [{}]: {}; {}", row.title(), why.code, why.sentence, why.remedy);
                     take_back(here, &row, &why)?;
@@ -152,12 +165,13 @@ impl Models {
         for caution in opened.cautions() {
             log::warn!("bundle {}: {caution}", row.title());
         }
-        self.factory.beside(&opened, row.id).map_err(|e| {
-            Why::fault(
+        self.factory.beside(&opened, row.id).map_err(|e| match engine_refused(&e) {
+            Some(refused) => why_of(&refused),
+            None => Why::fault(
                 "not-loadable",
                 format!("its adapter cannot be loaded: {e}"),
                 "see `scanside doctor`; sideload it again",
-            )
+            ),
         })
     }
 
@@ -316,8 +330,9 @@ pub(in crate::daemon) fn run(shared: &Shared) {
                 match shared.models.settle(shared.here()) {
                     Ok(_) => shared.candidates.raise(),
                     Err(e) => {
-                        log::error!("what is to serve cannot be read: {e}");
+                        log::error!("what is to serve cannot be taken: {e}; tried again");
                         seen = None;
+                        std::thread::sleep(PAUSE);
                     }
                 }
             }

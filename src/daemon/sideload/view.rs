@@ -58,11 +58,8 @@ impl Adapters {
     /// The database's.
     pub fn read(store: &Store, settings: &Sideload) -> Result<Adapters, StoreError> {
         store.with_conn(|c| {
-            let tables: i64 =
-                c.query_row("SELECT count(*) FROM sqlite_master WHERE name = 'bundle'", [], |r| r.get(0))?;
             let lengths = [settings.shadow_series, settings.probation_series];
-            // A state directory of an earlier version, until the service has started once.
-            if tables == 0 {
+            if !bundles::exist(c)? {
                 let (serving, previous, alert) = (None, None, None);
                 let (under_way, history, bundles) = (Vec::new(), Vec::new(), Vec::new());
                 return Ok(Adapters { serving, previous, under_way, alert, history, bundles, lengths });

@@ -134,6 +134,11 @@ impl Bundle {
         if self.name.is_empty() { self.source.clone() } else { format!("{} {}", self.name, self.version) }
     }
 
+    /// The command that lets it serve again.
+    pub fn rollback(&self) -> String {
+        format!("scanside adapters rollback {}:{}", self.name, self.version)
+    }
+
     /// Its file.
     pub fn file(&self, state_dir: &Path) -> PathBuf {
         state_dir.join(&self.path)
@@ -218,12 +223,58 @@ pub fn of_file(conn: &Connection, sha256: &str) -> rusqlite::Result<Option<Bundl
     conn.query_row("SELECT * FROM bundle WHERE sha256 = ?1 ORDER BY id DESC LIMIT 1", [sha256], bundle).optional()
 }
 
+/// The newest row of a file's bytes that was committed here, whether it was taken back since or not.
+///
+/// # Errors
+/// The database's.
+pub fn committed_of_file(conn: &Connection, sha256: &str) -> rusqlite::Result<Option<Bundle>> {
+    conn.query_row(
+        "SELECT * FROM bundle WHERE sha256 = ?1 AND ever_committed = 1 AND state IN ('committed', 'rolled-back')
+         ORDER BY id DESC LIMIT 1",
+        [sha256],
+        bundle,
+    )
+    .optional()
+}
+
 /// One bundle.
 ///
 /// # Errors
 /// The database's.
 pub fn get(conn: &Connection, id: i64) -> rusqlite::Result<Option<Bundle>> {
     conn.query_row("SELECT * FROM bundle WHERE id = ?1", [id], bundle).optional()
+}
+
+/// The bundle that is to serve; none where the configuration's adapter is, or in a state directory from before there were bundles.
+///
+/// # Errors
+/// The database's.
+pub fn serving_bundle(conn: &Connection) -> rusqlite::Result<Option<Bundle>> {
+    if !exist(conn)? {
+        return Ok(None);
+    }
+    let id = serving(conn)?.and_then(|s| s.bundle_id);
+    Ok(id.map(|id| get(conn, id)).transpose()?.flatten().filter(|b| b.state.may_serve()))
+}
+
+/// The bundle on trial, from its staging on; none as for [`serving_bundle`].
+///
+/// # Errors
+/// The database's.
+pub fn candidate(conn: &Connection) -> rusqlite::Result<Option<Bundle>> {
+    if !exist(conn)? {
+        return Ok(None);
+    }
+    Ok(under_way(conn)?.into_iter().find(|b| b.state.is_candidate()))
+}
+
+/// Whether the database has these tables: not in a state directory of an earlier version, until the service has started once.
+///
+/// # Errors
+/// The database's.
+pub fn exist(conn: &Connection) -> rusqlite::Result<bool> {
+    conn.query_row("SELECT count(*) FROM sqlite_master WHERE name = 'bundle'", [], |r| r.get::<_, i64>(0))
+        .map(|n| n > 0)
 }
 
 /// Every bundle, newest first, at most `limit`.
@@ -384,7 +435,7 @@ pub fn set_evidence(tx: &Transaction<'_>, id: i64, evidence: &str) -> rusqlite::
     Ok(())
 }
 
-/// Bundles whose files may go: neither under way, nor serving, nor what went before it, nor among the `keep` newest.
+/// Bundles whose files may go: neither under way, nor serving, nor what went before it, nor among the `keep` that changed last.
 ///
 /// # Errors
 /// The database's.
@@ -392,7 +443,10 @@ pub fn prunable(conn: &Connection, keep: usize) -> rusqlite::Result<Vec<Bundle>>
     let mut kept: BTreeSet<i64> = serving(conn)?.and_then(|s| s.bundle_id).into_iter().collect();
     kept.extend(previous(conn)?.and_then(|s| s.bundle_id));
     let ended: Vec<Bundle> = conn
-        .prepare("SELECT * FROM bundle WHERE state IN ('committed', 'rolled-back') AND path <> '' ORDER BY id DESC")?
+        .prepare(
+            "SELECT * FROM bundle WHERE state IN ('committed', 'rolled-back') AND path <> ''
+                  ORDER BY changed_ms DESC, id DESC",
+        )?
         .query_map([], bundle)?
         .collect::<rusqlite::Result<_>>()?;
     // Those that failed their probation never come back, so they take no place from those that may.
@@ -408,6 +462,19 @@ pub fn prunable(conn: &Connection, keep: usize) -> rusqlite::Result<Vec<Bundle>>
 /// The database's.
 pub fn forget_file(conn: &Connection, id: i64) -> rusqlite::Result<()> {
     conn.execute("UPDATE bundle SET path = '' WHERE id = ?1", [id])?;
+    Ok(())
+}
+
+/// Says that the file of a bundle that was committed lies at `path` again. One that was no longer kept counts as changed now, so that it
+/// is not the first to go.
+///
+/// # Errors
+/// The database's.
+pub fn keep_file(conn: &Connection, id: i64, path: &str, now_ms: i64) -> rusqlite::Result<()> {
+    conn.execute(
+        "UPDATE bundle SET path = ?2, changed_ms = ?3 WHERE id = ?1 AND path = ''",
+        params![id, path, now_ms],
+    )?;
     Ok(())
 }
 

@@ -72,7 +72,7 @@ pub enum Event {
     ShadowBegan,
     /// A case in shadow or on probation ended.
     Case,
-    /// What was begun came to an end and says nothing of the bundle: a series that nobody must segment.
+    /// What was begun came to an end and says nothing of the bundle: a series that nobody must segment, a full disk.
     NoCase,
     /// It begins to serve, watched.
     ProbationBegan,
@@ -132,9 +132,11 @@ impl State {
             |attempts: u32| if attempts < MAX_ATTEMPTS { Ok(attempts + 1) } else { Err(Illegal::Exhausted(self)) };
         Ok(match (self, event) {
             (Received { attempts }, Event::Begin) => Received { attempts: begun(attempts)? },
+            (Received { attempts }, Event::NoCase) => Received { attempts: attempts.saturating_sub(1) },
             (Received { .. }, Event::Verified) => Verified,
             (Verified, Event::Staged) => Staged { attempts: 0 },
             (Staged { attempts }, Event::Begin) => Staged { attempts: begun(attempts)? },
+            (Staged { attempts }, Event::NoCase) => Staged { attempts: attempts.saturating_sub(1) },
             (Staged { .. }, Event::ParityPassed) => ParityChecked,
             (ParityChecked, Event::ShadowBegan) => Shadow { attempts: 0, cases: 0 },
             (Shadow { attempts, cases }, Event::Begin) => Shadow { attempts: begun(attempts)?, cases },
@@ -239,6 +241,9 @@ mod tests {
     fn a_step_is_begun_three_times_at_most_and_a_case_counts_afresh() {
         use Event::*;
         assert!(matches!(run(&[Begin; 4]), Err(Illegal::Exhausted(State::Received { attempts: 3 }))));
+        // What was no fault of the bundle does not count.
+        assert_eq!(run(&[Begin, NoCase].repeat(5)), Ok(State::Received { attempts: 0 }));
+        assert_eq!(run(&[Begin, Begin, NoCase]), Ok(State::Received { attempts: 1 }));
         let mut events = vec![Begin, Verified, Staged, Begin, ParityPassed, ShadowBegan];
         for _ in 0..10 {
             events.extend([Begin, Begin, Begin, Case]);

@@ -104,6 +104,29 @@ fn the_previous_good_one_is_never_pruned() {
 }
 
 #[test]
+fn a_file_that_came_again_is_not_the_first_to_go() {
+    let mut c = db();
+    let ids: Vec<i64> = (1..=4).map(|n| new(&mut c, n).id).collect();
+    for id in &ids {
+        go(&mut c, *id, &TO_COMMIT);
+    }
+    let pruned = |c: &Connection| prunable(c, 2).unwrap().iter().map(|b| b.version).collect::<Vec<_>>();
+    assert_eq!(pruned(&c), [2, 1]);
+    forget_file(&c, ids[0]).unwrap();
+    let sha = format!("{:064}", 1);
+    let gone = committed_of_file(&c, &sha).unwrap().unwrap();
+    assert_eq!((gone.id, gone.path.as_str()), (ids[0], ""));
+    keep_file(&c, ids[0], "bundles/1.bundle", 9).unwrap();
+    assert_eq!(get(&c, ids[0]).unwrap().unwrap().path, "bundles/1.bundle");
+    assert_eq!(pruned(&c), [2], "4 serves, 3 served before, and 1 changed last");
+    // One whose file is there is left as it is; one that was never committed has no way back.
+    keep_file(&c, ids[1], "elsewhere", 9).unwrap();
+    assert_ne!(get(&c, ids[1]).unwrap().unwrap().path, "elsewhere");
+    let five = new(&mut c, 5);
+    assert_eq!(committed_of_file(&c, &five.sha256).unwrap(), None);
+}
+
+#[test]
 fn files_without_a_row_are_swept() {
     let mut c = db();
     let dir = tempfile::tempdir().unwrap();
