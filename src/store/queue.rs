@@ -8,6 +8,8 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
+use super::outbox::UNDECIDED;
+
 /// Tables of this module, one migration.
 pub const MIGRATION: &str = "
 CREATE TABLE job (
@@ -346,25 +348,33 @@ pub fn get_job(conn: &Connection, id: i64) -> rusqlite::Result<Option<Job>> {
     conn.query_row("SELECT * FROM job WHERE id = ?1", [id], job).optional()
 }
 
-/// Originals (row id and path) that may be removed: every job that used them has ended, and its results were delivered, before
-/// `before_ms`; and nothing of those jobs waits for, or was refused by, an archive.
-///
-/// # Errors
-/// The database's.
-pub fn removable(conn: &Connection, before_ms: i64, limit: usize) -> rusqlite::Result<Vec<(i64, String)>> {
-    conn.prepare(
+/// See [`removable`].
+fn removable_sql() -> String {
+    format!(
         "SELECT i.id, i.path FROM instances i WHERE
          EXISTS (SELECT 1 FROM job_instance ji WHERE ji.instance_id = i.id)
          AND NOT EXISTS (
             SELECT 1 FROM job_instance ji JOIN job j ON j.id = ji.job_id WHERE ji.instance_id = i.id AND (
-                j.finished_ms IS NULL OR j.finished_ms >= ?1 OR (j.state = 'failed' AND j.code <> 'SUPERSEDED')
+                j.finished_ms IS NULL OR j.finished_ms >= ?1 OR (j.state = 'failed' AND j.superseded = 0)
+                OR (j.superseded = 0 AND EXISTS (SELECT 1 FROM review r WHERE r.job_id = j.id
+                    AND (r.state = 'open' OR r.decided_ms >= ?1)))
                 OR EXISTS (SELECT 1 FROM outbox o WHERE o.job_id = j.id
-                    AND (o.state NOT IN ('sent', 'committed') OR coalesce(o.sent_ms, 0) >= ?1))
+                    AND (o.state IN ('pending', 'failed') OR {UNDECIDED} OR coalesce(o.sent_ms, 0) >= ?1))
             )
-         ) ORDER BY i.id LIMIT ?2",
-    )?
-    .query_map(params![before_ms, limit as i64], |r| Ok((r.get(0)?, r.get(1)?)))?
-    .collect()
+         ) ORDER BY i.id LIMIT ?2"
+    )
+}
+
+/// Originals (row id and path) that may be removed: every job that used them has ended, its results were delivered, and a person decided
+/// on what was to be reviewed, before `before_ms`; and nothing of those jobs waits for, or was refused by, an archive. A superseded
+/// result waits for no person.
+///
+/// # Errors
+/// The database's.
+pub fn removable(conn: &Connection, before_ms: i64, limit: usize) -> rusqlite::Result<Vec<(i64, String)>> {
+    conn.prepare(&removable_sql())?
+        .query_map(params![before_ms, limit as i64], |r| Ok((r.get(0)?, r.get(1)?)))?
+        .collect()
 }
 
 /// Forgets an original whose file is gone. The jobs that used it keep their results.
