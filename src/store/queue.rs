@@ -55,6 +55,9 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_due ON outbox (state, archive, next_ms);
 ";
 
+/// A job's objects are looked for with every original that retention looks at; one more migration.
+pub const OUTBOX_BY_JOB: &str = "CREATE INDEX outbox_by_job ON outbox (job_id);";
+
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -471,6 +474,24 @@ mod tests {
         open_job(&mut c, "1.2", &[1, 2], "late", 12, 11).unwrap();
         finish_job(&mut c, first.id, &done(), &[seg()], &[to("A@h:1")], 20, |_| Ok(())).unwrap();
         assert!(deliveries(&c, first.id).unwrap().is_empty());
+    }
+
+    #[test]
+    fn retention_does_not_read_the_whole_outbox_for_every_original() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(dir.path(), crate::clock::Clock::manual(1)).unwrap();
+        let plan: Vec<String> = store
+            .with_conn(|c| {
+                c.prepare(&format!("EXPLAIN QUERY PLAN {}", removable_sql()))?
+                    .query_map([0, 1], |r| r.get("detail"))?
+                    .collect()
+            })
+            .unwrap();
+        assert!(plan.iter().any(|p| p.contains("SEARCH o ") && p.contains("outbox_by_job")), "{plan:#?}");
+        assert!(
+            !plan.iter().any(|p| p.contains("SCAN o") || p.contains("SCAN j") || p.contains("SCAN r")),
+            "{plan:#?}"
+        );
     }
 
     #[test]
