@@ -97,6 +97,7 @@ CREATE INDEX instances_by_series ON instances (series_uid);
     review::MIGRATION,
     bundles::MIGRATION,
     queue::OUTBOX_BY_JOB,
+    queue::TROUBLES,
 ];
 
 struct Inner {

@@ -8,8 +8,6 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::outbox::UNDECIDED;
-
 /// Tables of this module, one migration.
 pub const MIGRATION: &str = "
 CREATE TABLE job (
@@ -57,6 +55,9 @@ CREATE INDEX outbox_due ON outbox (state, archive, next_ms);
 
 /// A job's objects are looked for with every original that retention looks at; one more migration.
 pub const OUTBOX_BY_JOB: &str = "CREATE INDEX outbox_by_job ON outbox (job_id);";
+
+/// Troubles of the box are counted apart from errors; one more migration.
+pub const TROUBLES: &str = "ALTER TABLE job ADD COLUMN troubles INTEGER NOT NULL DEFAULT 0;";
 
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,8 +111,10 @@ pub struct Job {
     pub instances: i64,
     /// How often it was begun.
     pub attempts: i64,
-    /// How often it ended in an error; the other attempts ended with the process.
+    /// How often it ended in an error.
     pub errors: i64,
+    /// How often it ended in a trouble of the box, which says nothing about the job; the other attempts ended with the process.
+    pub troubles: i64,
     /// Creation, Unix milliseconds: the content time of its results, so that a repeat makes the same objects.
     pub created_ms: i64,
     /// Arrival of its last instance, Unix milliseconds.
@@ -137,6 +140,8 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
         instances: row.get("instances")?,
         attempts: row.get("attempts")?,
         errors: row.get("errors")?,
+        // A database of an earlier version, opened for reading, has none.
+        troubles: row.get("troubles").unwrap_or(0),
         created_ms: row.get("created_ms")?,
         last_received_ms: row.get("last_received_ms")?,
         finished_ms: row.get("finished_ms")?,
@@ -234,6 +239,18 @@ pub fn take_job(conn: &mut Connection, now_ms: i64) -> rusqlite::Result<Option<J
 pub fn retry_job(conn: &Connection, id: i64, not_before_ms: i64, sentence: &str) -> rusqlite::Result<()> {
     conn.execute(
         "UPDATE job SET not_before_ms = ?2, sentence = ?3, errors = errors + 1 WHERE id = ?1 AND state = 'pending'",
+        params![id, not_before_ms, sentence],
+    )?;
+    Ok(())
+}
+
+/// Puts a job back after a trouble of the box, to be tried again at `not_before_ms`; it is no error of the job.
+///
+/// # Errors
+/// The database's.
+pub fn postpone_job(conn: &Connection, id: i64, not_before_ms: i64, sentence: &str) -> rusqlite::Result<()> {
+    conn.execute(
+        "UPDATE job SET not_before_ms = ?2, sentence = ?3, troubles = troubles + 1 WHERE id = ?1 AND state = 'pending'",
         params![id, not_before_ms, sentence],
     )?;
     Ok(())
@@ -353,6 +370,7 @@ pub fn get_job(conn: &Connection, id: i64) -> rusqlite::Result<Option<Job>> {
 
 /// See [`removable`].
 fn removable_sql() -> String {
+    let undecided = super::outbox::UNDECIDED;
     format!(
         "SELECT i.id, i.path FROM instances i WHERE
          EXISTS (SELECT 1 FROM job_instance ji WHERE ji.instance_id = i.id)
@@ -362,7 +380,7 @@ fn removable_sql() -> String {
                 OR (j.superseded = 0 AND EXISTS (SELECT 1 FROM review r WHERE r.job_id = j.id
                     AND (r.state = 'open' OR r.decided_ms >= ?1)))
                 OR EXISTS (SELECT 1 FROM outbox o WHERE o.job_id = j.id
-                    AND (o.state IN ('pending', 'failed') OR {UNDECIDED} OR coalesce(o.sent_ms, 0) >= ?1))
+                    AND (o.state IN ('pending', 'failed') OR {undecided} OR coalesce(o.sent_ms, 0) >= ?1))
             )
          ) ORDER BY i.id LIMIT ?2"
     )
@@ -454,6 +472,12 @@ mod tests {
         retry_job(&c, j.id, 100, "disk").unwrap();
         assert!(take_job(&mut c, 99).unwrap().is_none());
         assert_eq!(take_job(&mut c, 100).unwrap().unwrap().errors, 1);
+        // A trouble of the box is counted apart.
+        c.execute_batch(TROUBLES).unwrap();
+        postpone_job(&c, j.id, 200, "disk full").unwrap();
+        assert!(take_job(&mut c, 199).unwrap().is_none());
+        let j = take_job(&mut c, 200).unwrap().unwrap();
+        assert_eq!((j.attempts, j.errors, j.troubles, j.sentence.as_str()), (4, 1, 1, "disk full"));
     }
 
     #[test]
