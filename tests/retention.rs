@@ -53,9 +53,12 @@ fn job(store: &Store, series: &str, object: i64, finished: i64, sent: Option<i64
 }
 
 fn retention(state: &Path, more: &[&str]) -> String {
+    said(state, "retention", &[&["--set", "storage.retention_hours=72"], more].concat())
+}
+
+fn said(state: &Path, command: &str, more: &[&str]) -> String {
     let out = Command::new(env!("CARGO_BIN_EXE_scanside"))
-        .args(["retention", "--set", &format!("storage.state_dir={:?}", state.display().to_string())])
-        .args(["--set", "storage.retention_hours=72"])
+        .args([command, "--set", &format!("storage.state_dir={:?}", state.display().to_string())])
         .args(more)
         .output()
         .unwrap();
@@ -177,4 +180,23 @@ fn a_superseded_result_waits_for_no_person() {
     assert!(removable(&store, 1_000).is_empty(), "the newer one is open");
     decide(&store, newer, false, false, 500);
     assert_eq!(removable(&store, 1_000), [first, second]);
+}
+
+#[test]
+fn what_an_archive_refused_keeps_originals_until_it_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Clock::System).unwrap();
+    let (id, _) = object(&store, "1.1");
+    job(&store, "1.1", id, 10, None);
+    let delivery = store.with_conn(|c| outbox::due(c, "PACS@host:104", 20, 1)).unwrap().remove(0);
+    let refused = Attempt::Failed("no such class".into());
+    store.with_conn(|c| outbox::record_attempt(c, delivery.id, &refused, 20)).unwrap();
+    assert!(removable(&store, 1_000).is_empty());
+    let number = delivery.job_id.to_string();
+    let text = said(dir.path(), "outbox", &["retry", &number]);
+    assert!(text.contains("1 objects go to the archives again"), "{text}");
+    store.with_conn(|c| outbox::record_attempt(c, delivery.id, &refused, 30)).unwrap();
+    let text = said(dir.path(), "outbox", &["drop", &number]);
+    assert!(text.contains("seg (r/seg.dcm) is not sent to PACS@host:104"), "{text}");
+    assert_eq!(removable(&store, 1_000), [id]);
 }

@@ -113,7 +113,7 @@ impl Stranded {
     pub fn sentence(&self) -> String {
         format!(
             "{} object(s) wait for {}, which no [[archive]] names; list it again and restart the service (with a new address under \
-             the same AE title they go there)",
+             the same AE title they go there), or give them up with `scanside outbox drop JOB`",
             self.objects, self.archive
         )
     }
@@ -164,6 +164,34 @@ pub fn stranded(conn: &Connection, configured: &[String]) -> rusqlite::Result<Ve
         .query_map([], |r| Ok(Stranded { archive: r.get(0)?, objects: r.get(1)? }))?
         .collect::<rusqlite::Result<_>>()?;
     Ok(all.into_iter().filter(|s| !configured.contains(&s.archive)).collect())
+}
+
+/// Queues again what an archive refused for good; gives how many objects.
+///
+/// # Errors
+/// The database's.
+pub fn retry(conn: &Connection, job_id: i64) -> rusqlite::Result<usize> {
+    conn.execute("UPDATE outbox SET state = 'pending', next_ms = 0 WHERE job_id = ?1 AND state = 'failed'", [job_id])
+}
+
+/// Gives up what an archive refused for good and what waits for an archive that is not configured: their rows go and are returned, the
+/// files stay.
+///
+/// # Errors
+/// The database's.
+pub fn give_up(conn: &mut Connection, job_id: i64, configured: &[String]) -> rusqlite::Result<Vec<Delivery>> {
+    let tx = conn.transaction()?;
+    let hopeless = |d: &Delivery| match d.state.as_str() {
+        "failed" => true,
+        "pending" | "held" => !configured.contains(&d.archive),
+        _ => false,
+    };
+    let given_up: Vec<Delivery> = deliveries(&tx, job_id)?.into_iter().filter(hopeless).collect();
+    for d in &given_up {
+        tx.execute("DELETE FROM outbox WHERE id = ?1", [d.id])?;
+    }
+    tx.commit()?;
+    Ok(given_up)
 }
 
 /// Everything in the outbox of one job.
@@ -266,6 +294,25 @@ mod tests {
         assert_eq!(stranded(&c, &two).unwrap().len(), 2);
         queue::open_job(&mut c, "1.3", &[1, 2], "late", 40, 39).unwrap();
         assert_eq!(stranded(&c, &two).unwrap().len(), 1, "job {held}");
+    }
+
+    #[test]
+    fn what_was_refused_for_good_is_tried_again_or_given_up() {
+        let mut c = db();
+        let job = job_for(&mut c, "1.1", &["A@h:1", "B@h:2", "C@h:3"], false);
+        let refuse = |c: &Connection| {
+            let d = due(c, "A@h:1", 100, 1).unwrap().remove(0);
+            record_attempt(c, d.id, &Attempt::Failed("no such class".into()), 100).unwrap();
+        };
+        refuse(&c);
+        assert_eq!(states(&c, job)[0], pair("A@h:1", "failed"));
+        assert_eq!(retry(&c, job).unwrap(), 1);
+        assert_eq!(retry(&c, job).unwrap(), 0, "once is enough");
+        refuse(&c);
+        // B is not configured any more; what waits for C is none of this.
+        let gone = give_up(&mut c, job, &["A@h:1".to_string(), "C@h:3".to_string()]).unwrap();
+        assert_eq!(gone.iter().map(|d| d.archive.as_str()).collect::<Vec<_>>(), ["A@h:1", "B@h:2"]);
+        assert_eq!(states(&c, job), [pair("C@h:3", "pending")]);
     }
 
     #[test]
