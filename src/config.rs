@@ -347,11 +347,16 @@ impl Config {
                 refuse(key, format!("is {value}; expected {low} to {high}"))
             }
         };
+        // A pebibyte, and far from where a number of bytes would wrap.
+        range("storage.min_free_mb", self.storage.min_free_mb, 0, 1 << 30)?;
         range("receive.max_associations", self.receive.max_associations as u64, 1, 256)?;
         range("receive.max_pdu_kb", u64::from(self.receive.max_pdu_kb), 128, 4096)?;
         range("receive.idle_seconds", self.receive.idle_seconds, 1, 3600)?;
         range("receive.max_object_mb", self.receive.max_object_mb, 1, 4096)?;
         range("series.quiet_seconds", self.series.quiet_seconds, 1, 3600)?;
+        for (i, own) in self.modality.iter().enumerate().filter_map(|(i, m)| Some((i, m.quiet_seconds?))) {
+            range(&format!("modality[{i}].quiet_seconds"), own, 1, 3600)?;
+        }
         range("series.max_wait_seconds", self.series.max_wait_seconds, 1, 86_400)?;
         range("results.series_number", u64::from(self.results.series_number), 1, 100_000)?;
         range("engine.max_rank", self.engine.max_rank as u64, 0, 256)?;
@@ -485,6 +490,14 @@ mod tests {
             ("[receive]\nmax_pdu_kb = 1\n", "receive.max_pdu_kb is 1; expected 128 to 4096"),
             ("[station]\nae_title = \"A MUCH TOO LONG TITLE\"\n", "expected 1 to 16"),
             ("[[archive]]\nae_title = \"PACS\"\naddress = \"nowhere\"\n", "archive[0].address"),
+            (
+                "[[modality]]\nae_title = \"MR1\"\n[[modality]]\nae_title = \"MR2\"\nquiet_seconds = 0\n",
+                "modality[1].quiet_seconds is 0; expected 1 to 3600",
+            ),
+            (
+                "[storage]\nmin_free_mb = 17592186044416\n",
+                "storage.min_free_mb is 17592186044416; expected 0 to 1073741824",
+            ),
             ("[series]\nquiet_seconds = 60\nmax_wait_seconds = 5\n", "series.max_wait_seconds is shorter"),
             ("[gate]\nmode = \"pilot\"\npilot_to = \"researcher\"\n", "no [[archive]] has researcher = true"),
             ("[gate]\naccept_cases = 3\nleast_dice = 0.9\n", "gate.dice_cases is 5; expected 1 to 3"),

@@ -27,6 +27,7 @@ mod logging;
 mod manual;
 mod notify;
 mod onnx_runtime;
+mod outbox;
 mod phantom;
 #[cfg(feature = "train")]
 mod quantise;
@@ -72,6 +73,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Results that wait for a person: list, accept, reject, compare with a correction
     Review(review::ReviewArgs),
+    /// Send again, or give up, what an archive refused for good or what waits for an archive that is no longer there
+    Outbox(outbox::OutboxArgs),
     /// Remove originals whose results were delivered and whose time has passed; the daemon does the same while it runs
     Retention(retention::RetentionArgs),
     /// Hand an adapter bundle to this box, from a file or a stick
@@ -177,6 +180,7 @@ pub fn main() -> ExitCode {
         Command::Segment(args) => segment::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Review(args) => review::run(&args),
+        Command::Outbox(args) => outbox::run(&args),
         Command::Retention(args) => retention::run(&args),
         Command::Sideload(args) => sideload::run(&args),
         Command::Adapters(args) => adapters::run(&args),

@@ -8,12 +8,11 @@ use clap::{Args, Subcommand};
 
 use super::ConfigArgs;
 use crate::clock::Clock;
-use crate::config::Config;
-use crate::daemon::gate::{self, Stage};
+use crate::daemon::gate;
 use crate::labels::{LabelImage, Named};
 use crate::store::queue::{self, JobState};
 use crate::store::review::{self, Decision, Review, TruthDice, Waiting};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, outbox};
 use crate::terms::Side;
 
 /// Reviews shown.
@@ -46,7 +45,7 @@ enum What {
         #[arg(long)]
         release: bool,
     },
-    /// Reject results; what was held back is never sent
+    /// Reject results; what was held back stays on this box
     Reject(DecideArgs),
     /// Compare a result with a corrected segmentation: its Dice counts for the site's bar
     Add {
@@ -87,8 +86,8 @@ pub(super) fn run(args: &ReviewArgs) -> anyhow::Result<ExitCode> {
     let store = Store::open_beside(dir, Clock::System).with_context(no_state)?;
     match &args.what {
         What::List { .. } => {}
-        What::Accept { decide, release } => decide_all(&store, &config, decide, true, *release)?,
-        What::Reject(decide) => decide_all(&store, &config, decide, false, false)?,
+        What::Accept { decide, release } => decide_all(&store, decide, true, *release)?,
+        What::Reject(decide) => decide_all(&store, decide, false, false)?,
         What::Add { id, truth, by } => add(&store, *id, truth, by)?,
     }
     if let Some(adapter) = store.with_conn(|c| review::adapter(c))? {
@@ -148,16 +147,17 @@ fn review_of(store: &Store, id: i64) -> anyhow::Result<Review> {
     store.with_conn(|c| review::get(c, id))?.with_context(|| format!("job {id} vanished"))
 }
 
-fn decide_all(store: &Store, config: &Config, args: &DecideArgs, accepted: bool, release: bool) -> anyhow::Result<()> {
+fn decide_all(store: &Store, args: &DecideArgs, accepted: bool, release: bool) -> anyhow::Result<()> {
     let now = store.clock().now_ms();
     for &id in &args.ids {
         let r = review_of(store, id)?;
         let d = Decision { accepted, by: &args.by, note: &args.note, release: release || !r.pilot };
         let released = store.with_conn(|c| review::decide(c, id, &d, now))?;
         let word = if accepted { "accepted" } else { "rejected" };
+        let held = store.with_conn(|c| outbox::deliveries(c, id))?.iter().filter(|o| o.state == "held").count();
         let next = match (accepted, released) {
-            (true, 0) if r.pilot && pilot(store, config, &r)? => {
-                "; it stays on this box, as the site is in its pilot (--release would have sent it)".to_string()
+            (true, 0) if held > 0 => {
+                "; it stays on this box, as it was made in the pilot (accept it with --release to send it)".to_string()
             }
             (true, n) if n > 0 => format!("; {n} objects go to the archives"),
             _ => String::new(),
@@ -165,10 +165,6 @@ fn decide_all(store: &Store, config: &Config, args: &DecideArgs, accepted: bool,
         println!("job {id}: {word}{next}");
     }
     Ok(())
-}
-
-fn pilot(store: &Store, config: &Config, r: &Review) -> Result<bool, StoreError> {
-    Ok(store.with_conn(|c| gate::Gate::read(c, &config.gate, &r.adapter))?.stage == Stage::Pilot)
 }
 
 fn add(store: &Store, id: i64, truth: &Path, by: &str) -> anyhow::Result<()> {

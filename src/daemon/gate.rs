@@ -237,13 +237,25 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_is_released_or_dropped_and_originals_may_go_then() {
+    fn what_is_held_is_released_or_stays_and_a_decision_can_be_changed() {
         let mut c = db();
         let state = |c: &Connection, job: i64| -> Vec<(String, String)> {
             outbox::deliveries(c, job).unwrap().into_iter().map(|d| (d.archive, d.state)).collect()
         };
-        let dropped = case(&mut c, 1, 90.0, false);
-        assert_eq!(state(&c, dropped), [("LAB@h:2".to_string(), "pending".to_string())]);
+        let pair = |archive: &str, state: &str| (archive.to_string(), state.to_string());
+        let (held, queued) = (
+            [pair("PACS@h:1", "held"), pair("LAB@h:2", "pending")],
+            ["PACS@h:1", "LAB@h:2"].map(|a| pair(a, "pending")),
+        );
+        let accept = |release| Decision { accepted: true, by: "MM", note: "", release };
+        let rejected = case(&mut c, 1, 90.0, false);
+        assert_eq!(state(&c, rejected), held);
+        assert_eq!(review::decide(&mut c, rejected, &accept(true), 200).unwrap(), 1);
+        assert_eq!(state(&c, rejected), queued);
+        let accepted = case(&mut c, 2, 90.0, true);
+        assert_eq!(state(&c, accepted), held, "in the pilot, not released");
+        assert_eq!(review::decide(&mut c, accepted, &accept(true), 200).unwrap(), 1);
+        assert_eq!(state(&c, accepted), queued);
         let job = queue::open_job(&mut c, "1.9", &[9], "quiet", 9, 9).unwrap().unwrap();
         let ending = Ending { state: JobState::Done, code: "", sentence: "", summary: "{}" };
         let out = Output { kind: "seg".into(), sop_instance_uid: "2.9".into(), path: "x".into(), held: true };

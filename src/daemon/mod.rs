@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::config::{Archive, Config, EngineKind};
 use crate::dicom::net::negotiate::{Acceptor, Caller, Callers, Classes};
 use crate::dicom::net::scp::{Scp, ScpError, ScpOptions};
-use crate::store::{Spool, Store, StoreError};
+use crate::store::{Spool, Store, StoreError, outbox};
 
 pub use model::{Model, ModelError, Release, adapter_at};
 pub use pulse::Pulse;
@@ -111,6 +111,25 @@ pub(crate) fn say_engine(store: &Store, config: &Config, model: &Model) -> Resul
     store.with_conn(|c| crate::store::set_meta(c, status::ENGINE, &json))
 }
 
+/// Hands what waits for an archive whose address was changed to the new one, and tells of what waits for an archive that is not there.
+fn readdress(store: &Store, config: &Config) -> Result<(), StoreError> {
+    let keys = archive_keys(config);
+    for (old, new, n) in store.with_conn(|c| outbox::readdress(c, &keys))? {
+        log::warn!(
+            "{n} objects that waited for {old} go to {new}: no [[archive]] has the old address, and one this AE title"
+        );
+    }
+    for s in store.with_conn(|c| outbox::stranded(c, &keys))? {
+        log::warn!("outbox: {}", s.sentence());
+    }
+    Ok(())
+}
+
+/// The keys of all archives of a configuration.
+pub fn archive_keys(config: &Config) -> Vec<String> {
+    config.archive.iter().map(archive_key).collect()
+}
+
 /// The key of an archive in the outbox: `AE@host:port`.
 pub fn archive_key(archive: &Archive) -> String {
     format!("{}@{}", archive.ae_title, archive.address)
@@ -140,6 +159,7 @@ impl Daemon {
         let models = Models::new(model);
         let model = models.begin(Here { store: &store, clock: &clock, config: &config })?;
         sideload::clean(&store)?;
+        readdress(&store, &config)?;
         let events = spool.subscribe(4096);
         let options = ScpOptions {
             acceptor: Acceptor {

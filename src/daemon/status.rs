@@ -9,7 +9,7 @@ use super::gate::Gate;
 use super::sideload::Adapters;
 use crate::config::Config;
 use crate::pipeline::serving::EngineReport;
-use crate::store::outbox::{self, Delivery};
+use crate::store::outbox::{self, Delivery, Stranded};
 use crate::store::queue::{self, Job, JobState};
 use crate::store::review::{self, Drift};
 use crate::store::{Store, StoreError, instances};
@@ -50,6 +50,8 @@ pub struct Status {
     pub jobs_in_all: i64,
     /// Outbox rows by state.
     pub outbox: Vec<(String, i64)>,
+    /// What waits for archives that are not configured.
+    pub stranded: Vec<Stranded>,
     /// Free space in the state directory, MiB.
     pub free_mb: Option<u64>,
 }
@@ -116,6 +118,10 @@ impl Status {
             Some(a) => store.with_conn(|c| review::drifts(c, a))?,
             None => Vec::new(),
         };
+        let stranded = match &adapter {
+            Some(_) => store.with_conn(|c| outbox::stranded(c, &super::archive_keys(config)))?,
+            None => Vec::new(),
+        };
         let engine = store.with_conn(|c| crate::store::meta(c, ENGINE))?;
         Ok(Status {
             at_ms,
@@ -135,6 +141,7 @@ impl Status {
             unsettled_hidden,
             jobs_in_all: store.with_conn(|c| queue::count(c))?,
             outbox: store.with_conn(|c| outbox::counts(c))?,
+            stranded,
             free_mb: rustix::fs::statvfs(&config.storage.state_dir).ok().map(|s| (s.f_bavail * s.f_frsize) >> 20),
         })
     }
@@ -155,6 +162,9 @@ impl Status {
         }
         let counts: Vec<String> = self.outbox.iter().map(|(s, n)| format!("{n} {s}")).collect();
         let _ = writeln!(out, "outbox: {}", if counts.is_empty() { "empty".into() } else { counts.join(", ") });
+        for s in &self.stranded {
+            let _ = writeln!(out, "OUTBOX: {}", s.sentence());
+        }
         if let Some(engine) = &self.engine {
             let _ = writeln!(out, "engine: {}", engine.describe());
         }

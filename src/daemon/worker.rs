@@ -12,7 +12,7 @@ use super::results::{ResultFiles, needs_review, reasons, result_key, write_refus
 use super::sideload::{self, Probation};
 use super::{Shared, drift};
 use crate::config::BelowBar;
-use crate::dicom::read::{InstanceHeader, ReadError, read_header};
+use crate::dicom::read::{InstanceHeader, ReadCause, ReadError, read_header};
 use crate::dicom::write::WriteError;
 use crate::pipeline::{PipelineError, SegmentOptions, Segmentation};
 use crate::series::{AssembleOptions, Refusal, Rules, SeriesError, SeriesVolume, assemble_for, load};
@@ -22,12 +22,14 @@ use crate::store::outbox::back_off_ms;
 use crate::store::queue::{self, Ending, Job, JobState, Output};
 use crate::store::review::{self, Drift, Served, Waiting};
 
-/// A job is given up after this many errors.
+/// A job is given up after this many errors. Troubles of the box are none.
 const MAX_ERRORS: i64 = 4;
-/// And after this many attempts: one that takes the process down with it leaves no error. Power cuts are not the job's
-/// fault, so this is generous.
+/// And after this many attempts that were no trouble of the box: one that takes the process down with it leaves no error. Power cuts are
+/// not the job's fault, so this is generous.
 const MAX_ATTEMPTS: i64 = 40;
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two tries to write into a database that cannot be written.
+const UNWRITABLE: Duration = Duration::from_secs(10);
 const TASK: &str = "work";
 /// Longest between two slices, or two steps, before the task counts as hung: the slowest step on the slowest engine takes a tenth.
 const SILENCE: Duration = Duration::from_secs(300);
@@ -39,14 +41,41 @@ enum Trouble {
     Store(#[from] StoreError),
     #[error(transparent)]
     Write(#[from] WriteError),
+    /// The system could not read an original, which says nothing about what is in it.
+    #[error(transparent)]
+    Read(ReadError),
+    /// The engine failed and another one takes over.
+    #[error("{0}")]
+    Engine(String),
     #[error("{0}")]
     Other(String),
     /// The model made no result, by the fault of engine or adapter.
     #[error("{sentence}")]
-    Model { code: &'static str, sentence: String },
+    Model {
+        code: &'static str,
+        sentence: String,
+        /// Whether it was a GPU that failed: its graphs have fixed shapes, so that no series makes it fail.
+        device: bool,
+    },
     /// The same, of an adapter that was on probation and serves no more.
     #[error("{0}; its adapter was on probation and was taken back")]
     TakenBack(String),
+}
+
+impl Trouble {
+    /// Whether it says something about the box and nothing about the series: another attempt may succeed however many did not.
+    fn of_the_box(&self) -> bool {
+        match self {
+            Trouble::Store(_) | Trouble::Read(_) | Trouble::Engine(_) | Trouble::Write(WriteError::Io { .. }) => true,
+            Trouble::Model { device, .. } => *device,
+            Trouble::Write(WriteError::Encode { .. }) | Trouble::Other(_) | Trouble::TakenBack(_) => false,
+        }
+    }
+}
+
+/// Whether a job has failed too often to be tried again.
+fn hopeless(job: &Job) -> bool {
+    job.errors >= MAX_ERRORS || job.attempts - job.troubles > MAX_ATTEMPTS
 }
 
 const NOT_RECOGNISED: &str = "NOT_RECOGNISED";
@@ -92,13 +121,28 @@ pub(super) fn run(shared: &Shared) {
 }
 
 fn put_back(shared: &Shared, job: &Job, trouble: &Trouble) {
-    // What another adapter serves now is no reason to wait.
-    let wait = if matches!(trouble, Trouble::TakenBack(_)) { 0 } else { back_off_ms(job.errors) };
-    let again = shared.clock.now_ms() + wait;
+    let of_the_box = trouble.of_the_box();
+    let wait = match trouble {
+        // What another adapter serves now is no reason to wait.
+        Trouble::TakenBack(_) => 0,
+        _ => back_off_ms(if of_the_box { job.troubles } else { job.errors }),
+    };
     let why = trouble.to_string();
-    log::error!(scanside_job = job.id; "job {}, attempt {}: {why}; it stays in the queue", job.id, job.attempts);
-    if let Err(e) = shared.store.with_conn(|c| queue::retry_job(c, job.id, again, &why)) {
+    let stays = match of_the_box {
+        true => format!("a trouble of this box, which is no reason to give up; again in {} s", wait / 1000),
+        false => "it stays in the queue".to_string(),
+    };
+    log::error!(scanside_job = job.id; "job {}, attempt {}: {why}; {stays}", job.id, job.attempts);
+    let put = if of_the_box { queue::postpone_job } else { queue::retry_job };
+    let again = shared.clock.now_ms() + wait;
+    // Without this row the next attempt would begin at once and count as one that ended with the process.
+    while let Err(e) = shared.store.with_conn(|c| put(c, job.id, again, &why)) {
         log::error!("job {} cannot be put back: {e}", job.id);
+        shared.pulse.beat(TASK);
+        shared.jobs.wait(UNWRITABLE);
+        if shared.stopping() {
+            return;
+        }
     }
 }
 
@@ -149,19 +193,19 @@ fn work(this: &Attempt<'_>) -> Result<(), Trouble> {
         pilot: gate.stage == Stage::Pilot,
         series_number: results.series_number,
     };
-    let outcome = if job.errors >= MAX_ERRORS || job.attempts > MAX_ATTEMPTS {
+    let outcome = if hopeless(job) {
         Outcome::Refused(Refusal::new(
             "GAVE_UP",
             format!("Segmentation failed {} times in {} attempts", job.errors, job.attempts - 1),
             "See the box's journal; the images are kept on the box",
         ))
     } else if let Some(e) = broken {
-        Outcome::Refused(unreadable(&e))
+        Outcome::Refused(unreadable(e)?)
     } else {
         let done = process(shared, &this.model, job, &headers).and_then(|o| second_opinion(this, o, &headers));
         match (done, &this.probation) {
             (Ok(outcome), _) => outcome,
-            (Err(Trouble::Model { code, sentence }), Some(p)) => {
+            (Err(Trouble::Model { code, sentence, .. }), Some(p)) => {
                 p.failed(shared, job.id, code)?;
                 return Err(Trouble::TakenBack(sentence));
             }
@@ -187,6 +231,7 @@ fn second_opinion(this: &Attempt<'_>, outcome: Outcome, headers: &[InstanceHeade
         Outcome::Done(_) => Err(Trouble::Model {
             code: "not-recognised",
             sentence: "the adapter on probation does not recognise a series that the one before it does".into(),
+            device: false,
         }),
         Outcome::Refused(_) => Ok(outcome),
     }
@@ -246,13 +291,20 @@ fn headers(shared: &Shared, rows: &[&Instance]) -> (Vec<InstanceHeader>, Option<
     (good, broken)
 }
 
-fn unreadable(e: &ReadError) -> Refusal {
-    // Without the path: it names a file of the spool, which means nothing to a reader.
-    Refusal::new(
-        "UNREADABLE",
-        format!("An image cannot be decoded: {}", e.cause),
-        "Send the series again, uncompressed",
-    )
+/// The refusal of a series with an image that cannot be decoded. Where the system could not read the file, that is a trouble of the box
+/// and no refusal; a file that is gone does not come back by waiting.
+fn unreadable(e: ReadError) -> Result<Refusal, Trouble> {
+    match &e.cause {
+        ReadCause::Io(io) if io.raw_os_error().is_some() && io.kind() != std::io::ErrorKind::NotFound => {
+            Err(Trouble::Read(e))
+        }
+        // Without the path: it names a file of the spool, which means nothing to a reader.
+        cause => Ok(Refusal::new(
+            "UNREADABLE",
+            format!("An image cannot be decoded: {cause}"),
+            "Send the series again, uncompressed",
+        )),
+    }
 }
 
 /// Reads a series again from the originals of a job that is done; within, why it cannot be.
@@ -286,7 +338,7 @@ fn volume(shared: &Shared, headers: &[InstanceHeader]) -> Result<Result<SeriesVo
     match load(&plan) {
         Ok(v) => Ok(Ok(v)),
         Err(SeriesError::Refused(r)) => Ok(Err(r)),
-        Err(SeriesError::Read(e)) => Ok(Err(unreadable(&e))),
+        Err(SeriesError::Read(e)) => Ok(Err(unreadable(e)?)),
         Err(e) => Err(Trouble::Other(e.to_string())),
     }
 }
@@ -308,15 +360,18 @@ fn process(shared: &Shared, model: &Model, job: &Job, headers: &[InstanceHeader]
         log::debug!("job {}: {} {}/{}", job.id, p.step, p.done, p.total);
     };
     let done = caught(|| model.segmenter.segment(&volume.volume, hint, &options, &progress));
-    match done.map_err(|sentence| Trouble::Model { code: "panic", sentence })? {
+    match done.map_err(|sentence| Trouble::Model { code: "panic", sentence, device: false })? {
         Ok(s) => Ok(Outcome::Done(Box::new((volume, s)))),
         // The engine's fault and not the adapter's, where another engine takes over.
         Err(PipelineError::Engine(e)) if model.fall_back(&e) => {
             super::say_engine(&shared.store, &shared.config, model)?;
-            Err(Trouble::Other(e.to_string()))
+            Err(Trouble::Engine(e.to_string()))
         }
-        Err(PipelineError::Engine(e)) => Err(Trouble::Model { code: "engine", sentence: e.to_string() }),
-        Err(PipelineError::Model(sentence)) => Err(Trouble::Model { code: "engine", sentence }),
+        Err(PipelineError::Engine(e)) => {
+            let device = model.engine().engine.kind != "cpu";
+            Err(Trouble::Model { code: "engine", sentence: e.to_string(), device })
+        }
+        Err(PipelineError::Model(sentence)) => Err(Trouble::Model { code: "engine", sentence, device: false }),
         // What the picture shows is not what the task is for.
         Err(e) => Ok(Outcome::Refused(Refusal::new(
             NOT_RECOGNISED,
@@ -435,4 +490,79 @@ fn end(
         _ => log::warn!(scanside_job = job.id; "job {}: not segmented: {code}: {sentence}", job.id),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+    use std::path::Path;
+
+    use rusqlite::Connection;
+
+    use super::*;
+
+    fn read(io: Error) -> ReadError {
+        ReadError::new(Path::new("spool/objects/a.dcm"), ReadCause::Io(io))
+    }
+
+    #[test]
+    fn an_image_that_the_system_cannot_read_is_no_unreadable_image() {
+        // EIO, EMFILE.
+        for code in [5, 24] {
+            let trouble = unreadable(read(Error::from_raw_os_error(code))).unwrap_err();
+            assert!(matches!(trouble, Trouble::Read(_)) && trouble.of_the_box(), "{trouble}");
+        }
+        // ENOENT: the file is gone. And what a decoder says of the bytes is about the bytes.
+        for io in [Error::from_raw_os_error(2), Error::from(ErrorKind::UnexpectedEof)] {
+            assert_eq!(unreadable(read(io)).unwrap().code, "UNREADABLE");
+        }
+        let cause = ReadError::new(Path::new("spool/objects/a.dcm"), ReadCause::NotDicom);
+        assert!(!unreadable(cause).unwrap().sentence.contains("spool"));
+    }
+
+    #[test]
+    fn troubles_of_the_box_are_told_from_those_of_a_series() {
+        let path = || Path::new("x").to_path_buf();
+        let model = |device| Trouble::Model { code: "engine", sentence: "failed".into(), device };
+        for trouble in [
+            Trouble::Store(StoreError::Io { path: path(), cause: Error::from_raw_os_error(28) }),
+            Trouble::Write(WriteError::Io { path: path(), cause: Error::from_raw_os_error(30) }),
+            Trouble::Engine("the GPU is gone".into()),
+            model(true),
+        ] {
+            assert!(trouble.of_the_box(), "{trouble:?}");
+        }
+        for trouble in [
+            Trouble::Write(WriteError::Encode { what: "seg".into(), cause: "too long".into() }),
+            Trouble::Other("the step panicked".into()),
+            Trouble::TakenBack("failed".into()),
+            model(false),
+        ] {
+            assert!(!trouble.of_the_box(), "{trouble:?}");
+        }
+    }
+
+    #[test]
+    fn a_job_is_given_up_for_its_errors_and_deaths_alone() {
+        let mut c = Connection::open_in_memory().unwrap();
+        c.execute_batch(queue::MIGRATION).unwrap();
+        c.execute_batch(queue::TROUBLES).unwrap();
+        let id = queue::open_job(&mut c, "1.2", &[1], "quiet", 1, 1).unwrap().unwrap().id;
+        for n in 0..100 {
+            let job = queue::take_job(&mut c, n).unwrap().unwrap();
+            assert!(!hopeless(&job), "{job:?}");
+            queue::postpone_job(&c, id, n, "the disk is full").unwrap();
+        }
+        // These end with the process.
+        for _ in 0..MAX_ATTEMPTS {
+            assert!(!hopeless(&queue::take_job(&mut c, 100).unwrap().unwrap()));
+        }
+        assert!(hopeless(&queue::take_job(&mut c, 100).unwrap().unwrap()));
+        c.execute("UPDATE job SET attempts = 104", []).unwrap();
+        for n in 0..MAX_ERRORS {
+            assert_eq!(queue::get_job(&c, id).unwrap().unwrap().errors, n);
+            queue::retry_job(&c, id, 100, "the step panicked").unwrap();
+        }
+        assert!(hopeless(&queue::get_job(&c, id).unwrap().unwrap()));
+    }
 }

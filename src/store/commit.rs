@@ -118,6 +118,7 @@ fn settle(
         _ => None,
     };
     let rows = rows.unwrap_or_default();
+    let mut taken_back = Vec::new();
     for (i, pending) in batch.into_iter().enumerate() {
         let synced = match pending.synced.recv() {
             Ok(result) => result.map_err(|e| e.to_string()),
@@ -125,9 +126,14 @@ fn settle(
         };
         let problem = failed.clone().or(synced.err());
         let outcome = match (problem, rows.get(i)) {
+            // Its row was that of the copy before it in this batch, and went with it.
+            (None, Some(Inserted::Duplicate(id))) if taken_back.contains(id) => {
+                Err("the same object, received at the same time, could not be synced".to_string())
+            }
             (None, Some(row)) => Ok(*row),
             (Some(e), _) => {
                 if let Some(Inserted::New(id) | Inserted::Conflict(id)) = rows.get(i) {
+                    taken_back.push(*id);
                     // The row must not outlive the refusal. Should this fail too, the sweep distrusts the row.
                     let removed = store.with_conn(|c| c.execute("DELETE FROM instances WHERE id = ?1", [*id]));
                     if let Err(e) = removed {
@@ -172,4 +178,44 @@ pub(super) fn spawn(store: Store, objects: PathBuf, events: Events) -> std::io::
 /// A channel for one value.
 pub(super) fn oneshot<T>() -> (SyncSender<T>, Receiver<T>) {
     std::sync::mpsc::sync_channel(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    #[test]
+    fn a_copy_is_not_acknowledged_on_a_row_that_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Clock::manual(1)).unwrap();
+        let (mut batch, mut answers) = (Vec::new(), Vec::new());
+        // The same object twice at the same time; the first one's sync fails.
+        for synced in [Err(std::io::Error::other("EIO")), Ok(())] {
+            let (tell, wait_synced) = oneshot();
+            let (done, answer) = oneshot();
+            tell.send(synced).unwrap();
+            let instance = Instance {
+                id: 0,
+                sop_instance_uid: "1.2.3".into(),
+                sop_class_uid: "1.2.840.10008.5.1.4.1.1.4".into(),
+                series_uid: "1.2".into(),
+                study_uid: "1".into(),
+                sha256: "a".into(),
+                path: "spool/objects/a.dcm".into(),
+                size: 1,
+                calling_ae: "MR1".into(),
+                transfer_syntax: "1.2.840.10008.1.2.1".into(),
+                received_ms: 1,
+                association_id: 1,
+                flags: 0,
+            };
+            batch.push(Pending { instance, synced: wait_synced, done });
+            answers.push(answer);
+        }
+        let rows = store.with_conn(|c| insert(c, &batch, 0));
+        settle(&store, batch, rows, Ok(()), &Events::default(), &mut 0);
+        assert!(answers.iter().all(|a| a.recv().unwrap().is_err()));
+        assert!(store.with_conn(|c| instances::of_series(c, "1.2")).unwrap().is_empty());
+    }
 }

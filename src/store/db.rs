@@ -96,6 +96,8 @@ CREATE INDEX instances_by_series ON instances (series_uid);
     queue::MIGRATION,
     review::MIGRATION,
     bundles::MIGRATION,
+    queue::OUTBOX_BY_JOB,
+    queue::TROUBLES,
 ];
 
 struct Inner {

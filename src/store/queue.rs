@@ -55,6 +55,12 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_due ON outbox (state, archive, next_ms);
 ";
 
+/// A job's objects are looked for with every original that retention looks at; one more migration.
+pub const OUTBOX_BY_JOB: &str = "CREATE INDEX outbox_by_job ON outbox (job_id);";
+
+/// Troubles of the box are counted apart from errors; one more migration.
+pub const TROUBLES: &str = "ALTER TABLE job ADD COLUMN troubles INTEGER NOT NULL DEFAULT 0;";
+
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -107,8 +113,10 @@ pub struct Job {
     pub instances: i64,
     /// How often it was begun.
     pub attempts: i64,
-    /// How often it ended in an error; the other attempts ended with the process.
+    /// How often it ended in an error.
     pub errors: i64,
+    /// How often it ended in a trouble of the box, which says nothing about the job; the other attempts ended with the process.
+    pub troubles: i64,
     /// Creation, Unix milliseconds: the content time of its results, so that a repeat makes the same objects.
     pub created_ms: i64,
     /// Arrival of its last instance, Unix milliseconds.
@@ -134,6 +142,8 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Job> {
         instances: row.get("instances")?,
         attempts: row.get("attempts")?,
         errors: row.get("errors")?,
+        // A database of an earlier version, opened for reading, has none.
+        troubles: row.get("troubles").unwrap_or(0),
         created_ms: row.get("created_ms")?,
         last_received_ms: row.get("last_received_ms")?,
         finished_ms: row.get("finished_ms")?,
@@ -259,6 +269,18 @@ pub fn retry_job(conn: &Connection, id: i64, not_before_ms: i64, sentence: &str)
     Ok(())
 }
 
+/// Puts a job back after a trouble of the box, to be tried again at `not_before_ms`; it is no error of the job.
+///
+/// # Errors
+/// The database's.
+pub fn postpone_job(conn: &Connection, id: i64, not_before_ms: i64, sentence: &str) -> rusqlite::Result<()> {
+    conn.execute(
+        "UPDATE job SET not_before_ms = ?2, sentence = ?3, troubles = troubles + 1 WHERE id = ?1 AND state = 'pending'",
+        params![id, not_before_ms, sentence],
+    )?;
+    Ok(())
+}
+
 /// An object made by a job.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
@@ -371,25 +393,34 @@ pub fn get_job(conn: &Connection, id: i64) -> rusqlite::Result<Option<Job>> {
     conn.query_row("SELECT * FROM job WHERE id = ?1", [id], job).optional()
 }
 
-/// Originals (row id and path) that may be removed: every job that used them has ended, and its results were delivered, before
-/// `before_ms`; and nothing of those jobs waits for, or was refused by, an archive.
-///
-/// # Errors
-/// The database's.
-pub fn removable(conn: &Connection, before_ms: i64, limit: usize) -> rusqlite::Result<Vec<(i64, String)>> {
-    conn.prepare(
+/// See [`removable`].
+fn removable_sql() -> String {
+    let undecided = super::outbox::UNDECIDED;
+    format!(
         "SELECT i.id, i.path FROM instances i WHERE
          EXISTS (SELECT 1 FROM job_instance ji WHERE ji.instance_id = i.id)
          AND NOT EXISTS (
             SELECT 1 FROM job_instance ji JOIN job j ON j.id = ji.job_id WHERE ji.instance_id = i.id AND (
-                j.finished_ms IS NULL OR j.finished_ms >= ?1 OR (j.state = 'failed' AND j.code <> 'SUPERSEDED')
+                j.finished_ms IS NULL OR j.finished_ms >= ?1 OR (j.state = 'failed' AND j.superseded = 0)
+                OR (j.superseded = 0 AND EXISTS (SELECT 1 FROM review r WHERE r.job_id = j.id
+                    AND (r.state = 'open' OR r.decided_ms >= ?1)))
                 OR EXISTS (SELECT 1 FROM outbox o WHERE o.job_id = j.id
-                    AND (o.state NOT IN ('sent', 'committed') OR coalesce(o.sent_ms, 0) >= ?1))
+                    AND (o.state IN ('pending', 'failed') OR {undecided} OR coalesce(o.sent_ms, 0) >= ?1))
             )
-         ) ORDER BY i.id LIMIT ?2",
-    )?
-    .query_map(params![before_ms, limit as i64], |r| Ok((r.get(0)?, r.get(1)?)))?
-    .collect()
+         ) ORDER BY i.id LIMIT ?2"
+    )
+}
+
+/// Originals (row id and path) that may be removed: every job that used them has ended, its results were delivered, and a person decided
+/// on what was to be reviewed, before `before_ms`; and nothing of those jobs waits for, or was refused by, an archive. A superseded
+/// result waits for no person.
+///
+/// # Errors
+/// The database's.
+pub fn removable(conn: &Connection, before_ms: i64, limit: usize) -> rusqlite::Result<Vec<(i64, String)>> {
+    conn.prepare(&removable_sql())?
+        .query_map(params![before_ms, limit as i64], |r| Ok((r.get(0)?, r.get(1)?)))?
+        .collect()
 }
 
 /// Forgets an original whose file is gone. The jobs that used it keep their results.
@@ -466,6 +497,12 @@ mod tests {
         retry_job(&c, j.id, 100, "disk").unwrap();
         assert!(take_job(&mut c, 99).unwrap().is_none());
         assert_eq!(take_job(&mut c, 100).unwrap().unwrap().errors, 1);
+        // A trouble of the box is counted apart.
+        c.execute_batch(TROUBLES).unwrap();
+        postpone_job(&c, j.id, 200, "disk full").unwrap();
+        assert!(take_job(&mut c, 199).unwrap().is_none());
+        let j = take_job(&mut c, 200).unwrap().unwrap();
+        assert_eq!((j.attempts, j.errors, j.troubles, j.sentence.as_str()), (4, 1, 1, "disk full"));
     }
 
     #[test]
@@ -486,6 +523,24 @@ mod tests {
         open_job(&mut c, "1.2", &[1, 2], "late", 12, 11).unwrap();
         finish_job(&mut c, first.id, &done(), &[seg()], &[to("A@h:1")], 20, |_| Ok(())).unwrap();
         assert!(deliveries(&c, first.id).unwrap().is_empty());
+    }
+
+    #[test]
+    fn retention_does_not_read_the_whole_outbox_for_every_original() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = crate::store::Store::open(dir.path(), crate::clock::Clock::manual(1)).unwrap();
+        let plan: Vec<String> = store
+            .with_conn(|c| {
+                c.prepare(&format!("EXPLAIN QUERY PLAN {}", removable_sql()))?
+                    .query_map([0, 1], |r| r.get("detail"))?
+                    .collect()
+            })
+            .unwrap();
+        assert!(plan.iter().any(|p| p.contains("SEARCH o ") && p.contains("outbox_by_job")), "{plan:#?}");
+        assert!(
+            !plan.iter().any(|p| p.contains("SCAN o") || p.contains("SCAN j") || p.contains("SCAN r")),
+            "{plan:#?}"
+        );
     }
 
     #[test]

@@ -214,8 +214,8 @@ pub struct Decision<'a> {
     pub release: bool,
 }
 
-/// Records a decision on a review. What was held back is queued where it is accepted and released, and dropped from the
-/// outbox otherwise; its files stay. Returns how many objects were released.
+/// Records a decision on a review. What was held back is queued where it is accepted and released, and stays held otherwise, so that
+/// the decision can be changed; what was released before is on its way. Returns how many objects were released.
 ///
 /// # Errors
 /// The database's.
@@ -228,7 +228,6 @@ pub fn decide(conn: &mut Connection, job_id: i64, d: &Decision<'_>, now_ms: i64)
     let released = if d.accepted && d.release {
         tx.execute("UPDATE outbox SET state = 'pending', next_ms = 0 WHERE job_id = ?1 AND state = 'held'", [job_id])?
     } else {
-        tx.execute("DELETE FROM outbox WHERE job_id = ?1 AND state = 'held'", [job_id])?;
         0
     };
     tx.commit()?;

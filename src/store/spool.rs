@@ -212,7 +212,8 @@ impl Incoming for Object {
 }
 
 impl Object {
-    /// Gives the file its final name; returns the file to sync. Where the same content is there already, that one.
+    /// Gives the file its final name; returns it, to be synced. A file that is there already is replaced, whatever it looks like: it may be
+    /// rotten, or have lost bytes in a sync that failed, of which the system tells once.
     fn place(&mut self, to: &Path) -> std::io::Result<File> {
         let Some(from) = &self.temporary else { return self.file.try_clone() };
         match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
@@ -220,9 +221,9 @@ impl Object {
                 self.temporary = None;
                 self.file.try_clone()
             }
-            // It may have come over another association this very moment, and not be synced yet. Or it is damaged.
-            Err(rustix::io::Errno::EXIST) if std::fs::metadata(to)?.len() == self.size => File::open(to),
+            // Synced before it takes the place: what was answered for the other one holds at every moment.
             Err(rustix::io::Errno::EXIST) => {
+                self.file.sync_all()?;
                 std::fs::rename(from, to)?;
                 self.temporary = None;
                 self.file.try_clone()

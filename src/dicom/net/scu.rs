@@ -1,8 +1,9 @@
-//! The storage SCU: sends files as they are, and asks a peer for an echo. Blocking; run it where that is allowed.
+//! The storage SCU: sends files as they are where the peer takes them so, and asks a peer for an echo. Blocking; run it where that is
+//! allowed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Cursor, Read, Seek, SeekFrom, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use dicom_ul::pdu::{
 
 use super::command::{C_ECHO_RQ, C_STORE_RQ, Command, ERROR_COMMENT, RESPONDED_TO, RESPONSE, STATUS};
 use super::message::{Assembler, Event, ProtocolError, command_pdus, pdata_header, pdvs};
-use super::negotiate::{APPLICATION_CONTEXT, IMPLICIT_LE, printable, usable_max_pdu, user_variables};
+use super::negotiate::{APPLICATION_CONTEXT, EXPLICIT_LE, IMPLICIT_LE, printable, usable_max_pdu, user_variables};
 use super::part10::{Head, read_head};
 use super::status::{Meaning, meaning};
 use super::wire::{Frame, PduReader, WireError, encode};
@@ -21,6 +22,8 @@ use super::{VERIFICATION, is_uid};
 
 /// Presentation contexts that fit into one association.
 const MAX_CONTEXTS: usize = 128;
+/// Largest file that is encoded anew, bytes: it is held in memory.
+const MAX_ENCODED: u64 = 256 << 20;
 
 /// Whom to call, and as whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,8 +139,8 @@ pub fn echo(target: &Target, options: &ScuOptions) -> Result<(), ScuError> {
 
 /// Sends files over as few associations as their contexts allow; every file has its outcome.
 ///
-/// Each file goes as it is, in its own transfer syntax. A broken association makes the rest transient: the caller tries
-/// again.
+/// Each file goes as it is, in its own transfer syntax; one in Explicit VR Little Endian goes encoded anew where the peer takes the
+/// default transfer syntax alone. A broken association makes the rest transient: the caller tries again.
 pub fn send(files: &[PathBuf], target: &Target, options: &ScuOptions) -> Vec<Outcome> {
     let mut outcomes: Vec<Option<Outcome>> = files.iter().map(|_| None).collect();
     let mut heads = Vec::new();
@@ -152,14 +155,17 @@ pub fn send(files: &[PathBuf], target: &Target, options: &ScuOptions) -> Vec<Out
     }
     let mut groups: Vec<Group> = Vec::new();
     for (i, head) in heads {
-        let key = (head.sop_class.clone(), head.transfer_syntax.clone());
-        let fits = groups.iter().position(|g| g.contexts.contains(&key) || g.contexts.len() < MAX_CONTEXTS);
+        let wanted = proposals(&head);
+        let missing = |g: &Group| wanted.iter().filter(|k| !g.contexts.contains(k)).count();
+        let fits = groups.iter().position(|g| g.contexts.len() + missing(g) <= MAX_CONTEXTS);
         let at = fits.unwrap_or_else(|| {
             groups.push(Group::default());
             groups.len() - 1
         });
-        if !groups[at].contexts.contains(&key) {
-            groups[at].contexts.push(key);
+        for key in wanted {
+            if !groups[at].contexts.contains(&key) {
+                groups[at].contexts.push(key);
+            }
         }
         groups[at].members.push((i, head));
     }
@@ -197,6 +203,32 @@ struct Group {
     contexts: Vec<(String, String)>,
     /// Place in the caller's list, and head.
     members: Vec<(usize, Head)>,
+}
+
+/// What is proposed for a file: its own transfer syntax, and the default one where the file can be encoded in it without its pixels being
+/// touched: every peer takes that (PS3.5 10.1), and some nothing else.
+fn proposals(head: &Head) -> Vec<(String, String)> {
+    let mut out = vec![(head.sop_class.clone(), head.transfer_syntax.clone())];
+    if head.transfer_syntax == EXPLICIT_LE {
+        out.push((head.sop_class.clone(), IMPLICIT_LE.to_string()));
+    }
+    out
+}
+
+/// The data set of a file in Implicit VR Little Endian; within, why it cannot be had.
+fn implicit(path: &Path) -> std::io::Result<Result<Vec<u8>, String>> {
+    let bytes = std::fs::metadata(path)?.len();
+    if bytes > MAX_ENCODED {
+        return Ok(Err(format!("{bytes} bytes are more than the {MAX_ENCODED} that are encoded anew")));
+    }
+    let file = std::fs::read(path)?;
+    let mut object = match dicom_object::from_reader(&file[..]) {
+        Ok(object) => object,
+        Err(e) => return Ok(Err(e.to_string())),
+    };
+    object.update_meta(|meta| meta.transfer_syntax = IMPLICIT_LE.to_string());
+    let mut out = Vec::with_capacity(file.len());
+    Ok(object.write_dataset(&mut out).map(|()| out).map_err(|e| e.to_string()))
 }
 
 fn permanent(path: &Path, why: String) -> Outcome {
@@ -291,16 +323,31 @@ impl Association {
     /// # Errors
     /// The association is broken; nothing more can be sent on it.
     pub fn store(&mut self, path: &Path, head: &Head) -> Result<Sent, ScuError> {
-        let key = (head.sop_class.clone(), head.transfer_syntax.clone());
-        let Some(&context) = self.contexts.get(&key) else {
-            let (class, syntax) = key;
+        let taken = proposals(head).into_iter().find_map(|key| Some((*self.contexts.get(&key)?, key.1)));
+        let Some((context, syntax)) = taken else {
+            let (class, syntax) = (&head.sop_class, &head.transfer_syntax);
             return Ok(Sent::Permanent(format!("{} does not take SOP class {class} in {syntax}", self.ae)));
         };
-        let opened = File::open(path).and_then(|mut f| {
-            let left = f.metadata()?.len().saturating_sub(head.data_offset);
-            f.seek(SeekFrom::Start(head.data_offset))?;
-            Ok((f, left))
-        });
+        let opened: std::io::Result<(Box<dyn Read>, u64)> = if syntax == head.transfer_syntax {
+            File::open(path).and_then(|mut f| {
+                let left = f.metadata()?.len().saturating_sub(head.data_offset);
+                f.seek(SeekFrom::Start(head.data_offset))?;
+                Ok((Box::new(f) as Box<dyn Read>, left))
+            })
+        } else {
+            match implicit(path) {
+                Ok(Ok(bytes)) => {
+                    let left = bytes.len() as u64;
+                    Ok((Box::new(Cursor::new(bytes)), left))
+                }
+                Ok(Err(why)) => {
+                    let why =
+                        format!("{} takes {IMPLICIT_LE} alone, and the file cannot be encoded so: {why}", self.ae);
+                    return Ok(Sent::Permanent(why));
+                }
+                Err(e) => Err(e),
+            }
+        };
         let (mut file, mut left) = match opened {
             Ok(opened) => opened,
             Err(e) => return Ok(Sent::Transient(format!("cannot read the file: {e}"))),
@@ -404,4 +451,113 @@ fn connect(target: &Target, options: &ScuOptions) -> Result<TcpStream, ScuError>
         }
     }
     Err(ScuError::Connect { address, cause: last })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, TcpListener};
+
+    use dicom_core::value::{DataSetSequence, PrimitiveValue};
+    use dicom_core::{DataElement, Length, VR};
+    use dicom_dictionary_std::tags;
+    use dicom_object::{FileMetaTableBuilder, InMemDicomObject, open_file};
+
+    use super::super::negotiate::{Acceptor, Callers, Classes};
+    use super::super::part10;
+    use super::*;
+
+    const CLASS: &str = "1.2.840.10008.5.1.4.1.1.66.4";
+
+    /// An archive that takes Implicit VR Little Endian alone: serves one association and gives the data sets that came.
+    fn implicit_only(listener: &TcpListener) -> Vec<Vec<u8>> {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut reader = PduReader::new(128 * 1024);
+        let mut request = match reader.read_blocking(&mut stream).unwrap() {
+            Frame::Control(pdu) => match *pdu {
+                Pdu::AssociationRQ(request) => request,
+                other => panic!("{other:?}"),
+            },
+            Frame::Data(_) => panic!("data before the association"),
+        };
+        request.presentation_contexts.retain(|c| c.transfer_syntaxes == [IMPLICIT_LE]);
+        let acceptor = Acceptor {
+            ae_title: "PACS".into(),
+            callers: Callers::Anybody,
+            classes: Classes::AnyStorage,
+            max_pdu: 128 * 1024,
+        };
+        let (accept, _) = acceptor.decide(request, IpAddr::V4(Ipv4Addr::LOCALHOST)).unwrap();
+        stream.write_all(&encode(&accept).unwrap()).unwrap();
+        let (mut assembler, mut asked, mut data, mut all) = (Assembler::default(), None, Vec::new(), Vec::new());
+        loop {
+            // Everything else is the release.
+            let Ok(Frame::Data(body)) = reader.read_blocking(&mut stream) else { return all };
+            let mut ended = false;
+            for pdv in pdvs(body) {
+                match assembler.push(pdv.unwrap()).unwrap() {
+                    Some(Event::Command(context, command)) => asked = Some((context, command)),
+                    Some(Event::Data(bytes, last)) => {
+                        data.extend_from_slice(bytes);
+                        ended = last;
+                    }
+                    None => {}
+                }
+            }
+            if ended {
+                let (context, command) = asked.take().unwrap();
+                stream.write_all(&command_pdus(context, &command.response(0, None), 16_384)).unwrap();
+                all.push(std::mem::take(&mut data));
+            }
+        }
+    }
+
+    #[test]
+    fn an_archive_that_takes_the_default_transfer_syntax_alone_gets_the_object_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut item = InMemDicomObject::new_empty();
+        item.put(DataElement::new(tags::SEGMENT_LABEL, VR::LO, PrimitiveValue::from("Vastus medialis")));
+        let mut object = InMemDicomObject::new_empty();
+        object.put(DataElement::new(tags::SOP_CLASS_UID, VR::UI, PrimitiveValue::from(CLASS)));
+        object.put(DataElement::new(tags::SOP_INSTANCE_UID, VR::UI, PrimitiveValue::from("1.2.3")));
+        object.put(DataElement::new(
+            tags::SEGMENT_SEQUENCE,
+            VR::SQ,
+            DataSetSequence::new(vec![item], Length::UNDEFINED),
+        ));
+        object.put(DataElement::new(tags::PIXEL_DATA, VR::OB, PrimitiveValue::U8(vec![1, 2, 3, 4].into())));
+        let path = dir.path().join("seg.dcm");
+        let meta = FileMetaTableBuilder::new().transfer_syntax(EXPLICIT_LE);
+        object.with_meta(meta).unwrap().write_to_file(&path).unwrap();
+
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let archive = std::thread::spawn(move || implicit_only(&listener));
+        let target = Target { ae_title: "PACS".into(), address, calling_ae: "BOX".into() };
+        let outcomes = send(&[path], &target, &ScuOptions::default());
+        assert_eq!(outcomes[0].sent, Sent::Stored(0));
+
+        let mut kept = part10::head(CLASS, "1.2.3", IMPLICIT_LE);
+        kept.extend(archive.join().unwrap().remove(0));
+        let path = dir.path().join("kept.dcm");
+        std::fs::write(&path, kept).unwrap();
+        let object = open_file(&path).unwrap();
+        let segments = object.element(tags::SEGMENT_SEQUENCE).unwrap().items().unwrap();
+        assert_eq!(segments[0].element(tags::SEGMENT_LABEL).unwrap().to_str().unwrap(), "Vastus medialis");
+        assert_eq!(object.element(tags::PIXEL_DATA).unwrap().to_bytes().unwrap()[..], [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn the_default_transfer_syntax_is_proposed_for_what_is_not_compressed() {
+        let head = |class: usize, syntax: &str| Head {
+            sop_class: format!("1.2.840.10008.5.1.4.1.1.{class}"),
+            sop_instance: "1.2.3".into(),
+            transfer_syntax: syntax.into(),
+            data_offset: 0,
+        };
+        let syntaxes = |h: Head| proposals(&h).into_iter().map(|(_, s)| s).collect::<Vec<_>>();
+        assert_eq!(syntaxes(head(7, EXPLICIT_LE)), [EXPLICIT_LE, IMPLICIT_LE]);
+        assert_eq!(syntaxes(head(7, IMPLICIT_LE)), [IMPLICIT_LE]);
+        // What is compressed is not decompressed for a peer.
+        assert_eq!(syntaxes(head(7, "1.2.840.10008.1.2.4.70")), ["1.2.840.10008.1.2.4.70"]);
+    }
 }
