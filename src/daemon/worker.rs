@@ -212,6 +212,9 @@ fn work(this: &Attempt<'_>) -> Result<(), Trouble> {
             (Err(trouble), _) => return Err(trouble),
         }
     };
+    if matches!(&outcome, Outcome::Refused(r) if r.code == UNREADABLE) {
+        shared.store.with_conn(|c| instances::set_unreadable(c, &used))?;
+    }
     end(this, outcome, headers.first(), &files, instances::copies(&rows))?;
     if let Some(p) = &this.probation {
         p.judge(shared)?;
@@ -291,6 +294,9 @@ fn headers(shared: &Shared, rows: &[&Instance]) -> (Vec<InstanceHeader>, Option<
     (good, broken)
 }
 
+/// Code of a series with an image that cannot be decoded.
+const UNREADABLE: &str = "UNREADABLE";
+
 /// The refusal of a series with an image that cannot be decoded. Where the system could not read the file, that is a trouble of the box
 /// and no refusal; a file that is gone does not come back by waiting.
 fn unreadable(e: ReadError) -> Result<Refusal, Trouble> {
@@ -300,7 +306,7 @@ fn unreadable(e: ReadError) -> Result<Refusal, Trouble> {
         }
         // Without the path: it names a file of the spool, which means nothing to a reader.
         cause => Ok(Refusal::new(
-            "UNREADABLE",
+            UNREADABLE,
             format!("An image cannot be decoded: {cause}"),
             "Send the series again, uncompressed",
         )),

@@ -9,6 +9,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 pub const CONFLICT: i64 = 1;
 /// The file is gone or damaged.
 pub const MISSING: i64 = 2;
+/// It belongs to a series that could not be decoded: a copy that came since goes before it.
+pub const UNREADABLE: i64 = 4;
 
 /// A received object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +39,7 @@ pub struct Instance {
     pub received_ms: i64,
     /// Association it came on; 0 where that was lost.
     pub association_id: i64,
-    /// [`CONFLICT`], [`MISSING`].
+    /// [`CONFLICT`], [`MISSING`], [`UNREADABLE`].
     pub flags: i64,
 }
 
@@ -148,10 +150,25 @@ pub fn of_job(conn: &Connection, job_id: i64) -> rusqlite::Result<Vec<Instance>>
 }
 
 /// Of rows in order of arrival, those that are used: whose file is there and, of several with one SOP Instance UID, the first
-/// to have arrived.
+/// to have arrived; one of a series that could not be decoded only where there is no other.
 pub fn used(rows: &[Instance]) -> Vec<&Instance> {
     let mut seen = HashSet::new();
-    rows.iter().filter(|r| r.flags & MISSING == 0 && seen.insert(r.sop_instance_uid.as_str())).collect()
+    let ranks = [0, UNREADABLE].into_iter().flat_map(|rank| rows.iter().filter(move |r| r.flags & UNREADABLE == rank));
+    let mut all: Vec<&Instance> =
+        ranks.filter(|r| r.flags & MISSING == 0 && seen.insert(r.sop_instance_uid.as_str())).collect();
+    all.sort_by_key(|r| r.id);
+    all
+}
+
+/// Marks objects of a series that could not be decoded, so that what is sent again is used in their place.
+///
+/// # Errors
+/// The database's.
+pub fn set_unreadable(conn: &Connection, rows: &[&Instance]) -> rusqlite::Result<()> {
+    for row in rows {
+        conn.execute("UPDATE instances SET flags = flags | ?2 WHERE id = ?1", params![row.id, UNREADABLE])?;
+    }
+    Ok(())
 }
 
 /// Rows whose file is there and that are not [`used`]: what came again with other content.
@@ -286,6 +303,32 @@ mod tests {
         let ids: Vec<i64> = used(&rows).iter().map(|r| r.id).collect();
         assert_eq!(ids, [1, 4, 5]);
         assert_eq!(copies(&rows), 1);
+    }
+
+    #[test]
+    fn what_could_not_be_decoded_gives_way_to_what_came_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Clock::System).unwrap();
+        store
+            .with_conn(|c| {
+                for (id, sop) in [(1, "1.1"), (2, "1.2")] {
+                    insert(c, &row(id, sop, 0))?;
+                }
+                let rows = of_series(c, "s")?;
+                let job = queue::open_job(c, "s", &[1, 2], "quiet", 0, 0)?.unwrap();
+                set_unreadable(c, &used(&rows))?;
+                let again = of_job(c, job.id)?;
+                assert_eq!(used(&again).len(), 2, "they are all there is");
+                // The series comes again, uncompressed.
+                for (id, sop) in [(3, "1.1"), (4, "1.2")] {
+                    insert(c, &row(id, sop, 0))?;
+                }
+                let rows = of_series(c, "s")?;
+                assert_eq!(used(&rows).iter().map(|r| r.id).collect::<Vec<_>>(), [3, 4]);
+                assert!(!queue::join_job(c, "s", &rows)?, "it takes a further generation");
+                Ok(())
+            })
+            .unwrap();
     }
 
     #[test]
