@@ -93,10 +93,10 @@ fn a_volume_that_is_loaded_when_it_is_drawn_teaches_the_same() {
     let base = BaseWeights::random(5);
     let task = Task { name: "t".into(), structures: ["VL", "RF"].map(|k| structure(k).unwrap()).to_vec() };
     let unlabelled = Entry { usage: Use::Unlabelled, ..case(3, vec![5, 6]) };
-    let all: Vec<Case> = [case(1, vec![4]), unlabelled.clone(), case(2, vec![7])]
-        .iter()
-        .map(|e| Case::load(e, &task).unwrap())
-        .collect();
+    // Their other slices are tested, so that pseudo-labels come from the volume between them alone.
+    let tested = |phantom, slice| Entry { usage: Use::Both, ..case(phantom, vec![slice]) };
+    let all: Vec<Case> =
+        [tested(1, 4), unlabelled.clone(), tested(2, 7)].iter().map(|e| Case::load(e, &task).unwrap()).collect();
     let labelled: Vec<Case> = [0, 2].map(|i| all[i].clone()).to_vec();
     let later = [Later { after: 1, entry: unlabelled, slices: vec![5, 6] }];
     let settings = TrainSettings {
@@ -114,6 +114,6 @@ fn a_volume_that_is_loaded_when_it_is_drawn_teaches_the_same() {
     };
     let (now, then) = (go(Data::from(&all)), go(Data { cases: &labelled, later: &later }));
     assert_eq!(now.pseudo, then.pseudo);
-    assert!(now.pseudo > go(Data::from(&labelled)).pseudo, "nothing was taken from the volume without labels");
+    assert!(now.pseudo > 0, "nothing was taken from the volume without labels");
     assert!(now.tensors == then.tensors, "the adapter differs");
 }

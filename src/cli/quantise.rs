@@ -181,16 +181,13 @@ mod tests {
     #[test]
     fn what_is_for_testing_is_not_looked_at() {
         let task = crate::terms::Task { name: "t".into(), structures: Vec::new() };
-        let of = |usage: &str, count: usize| {
-            let entry: Entry =
-                toml::from_str(&format!("phantom = 7\nslices = [1, 4, 6]\nuse = \"{usage}\"\n")).unwrap();
-            let case = Case::load(&entry, &task).unwrap();
-            (chosen(&case, count), case.volume.geometry.dims[2])
-        };
-        assert_eq!(of("both", 2).0, [1, 6]);
-        assert_eq!(of("both", 6).0, [1, 4, 6], "its other slices are evaluated");
-        let (train, all) = of("train", 2);
-        assert_eq!(train, [all / 4, 3 * all / 4], "of all slices: nothing is evaluated on them");
-        assert_eq!(of("train", 1000).0, (0..all).collect::<Vec<_>>());
+        let entry: Entry = toml::from_str("phantom = 7\nslices = [1, 4, 6]\nuse = \"both\"\n").unwrap();
+        let both = Case::load(&entry, &task).unwrap();
+        assert_eq!(chosen(&both, 2), [1, 6]);
+        assert_eq!(chosen(&both, 6), [1, 4, 6], "its other slices are evaluated");
+        let all = both.volume.geometry.dims[2];
+        let train = Case { test: Vec::new(), ..both };
+        assert_eq!(chosen(&train, 2), [all / 4, 3 * all / 4], "of all slices: nothing is evaluated on them");
+        assert_eq!(chosen(&train, 1000), (0..all).collect::<Vec<_>>());
     }
 }

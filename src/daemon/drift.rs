@@ -150,6 +150,9 @@ pub fn sentence(d: &Drift) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
     use super::*;
     use crate::adapter::measure_slice;
     use crate::engine::EngineIdentity;
@@ -162,13 +165,12 @@ mod tests {
         Task { name: "t".into(), structures: ["VL", "VM"].iter().filter_map(|k| structure(k)).collect() }
     }
 
+    /// Made once: the tests serve the same ones.
     fn phantom(seed: u64) -> Phantom {
-        Phantom::new(&PhantomOptions {
-            seed,
-            dims: [256, 128, 5],
-            spacing: [1.953_125, 1.953_125, 15.0],
-            ..Default::default()
-        })
+        static MADE: Mutex<BTreeMap<u64, Phantom>> = Mutex::new(BTreeMap::new());
+        let options =
+            PhantomOptions { seed, dims: [256, 128, 5], spacing: [1.953_125, 1.953_125, 15.0], ..Default::default() };
+        MADE.lock().unwrap().entry(seed).or_insert_with(|| Phantom::new(&options)).clone()
     }
 
     /// Calibration from one slice each of five phantoms, as a site has it.
