@@ -15,7 +15,7 @@ use crate::model::onnx::{EngineManifest, PhantomSlices, Recipe};
 use crate::pipeline::CropRule;
 use crate::pipeline::probe::phantom_images;
 use crate::precision::{SearchSetting, Slices, Told, search};
-use crate::train::{Case, Manifest, Use, load_cases};
+use crate::train::{Case, Entry, Manifest, Use, load_cases};
 
 /// Calibrate INT8, measure what it does to the masks, and write the recipe: ranges, and the layers that stay wide with the reason.
 #[derive(Args, Debug)]
@@ -142,9 +142,10 @@ fn images_of(p: &PhantomSlices, crop: CropRule, size: usize) -> anyhow::Result<V
     Ok(all)
 }
 
-/// Up to `count` evenly spaced slices of a volume, without those that it is evaluated on.
-fn chosen(case: &Case, count: usize) -> Vec<usize> {
-    let all: Vec<usize> = (0..case.volume.geometry.dims[2]).filter(|z| !case.test.contains(z)).collect();
+/// Up to `count` evenly spaced slices of a volume, without those that an entry of the manifest evaluates.
+fn chosen(case: &Case, manifest: &Manifest, count: usize) -> Vec<usize> {
+    let entries: Vec<&Entry> = manifest.volume.iter().filter(|e| e.series() == case.series).collect();
+    let all: Vec<usize> = (0..case.volume.geometry.dims[2]).filter(|&z| !entries.iter().any(|e| e.tests(z))).collect();
     let count = count.max(1).min(all.len());
     (0..count).filter_map(|i| all.get((2 * i + 1) * all.len() / (2 * count)).copied()).collect()
 }
@@ -156,7 +157,7 @@ fn site(path: &std::path::Path, adapter: &Adapter, count: usize) -> anyhow::Resu
     let mut out = Slices { calibration: Vec::new(), measured: Vec::new() };
     for case in load_cases(&manifest, &adapter.meta.task, |e| e.usage != Use::Test)? {
         let views = case.views(adapter.meta.crop, adapter.meta.input_size)?;
-        let slices = chosen(&case, count);
+        let slices = chosen(&case, &manifest, count);
         for view in views.iter().enumerate().filter(|(l, _)| case.labelled(&views, *l)).map(|(_, v)| v) {
             for (i, &z) in slices.iter().enumerate() {
                 let to = if i % 2 == 0 { &mut out.calibration } else { &mut out.measured };
@@ -176,18 +177,22 @@ fn site(path: &std::path::Path, adapter: &Adapter, count: usize) -> anyhow::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::Entry;
 
     #[test]
     fn what_is_for_testing_is_not_looked_at() {
         let task = crate::terms::Task { name: "t".into(), structures: Vec::new() };
-        let entry: Entry = toml::from_str("phantom = 7\nslices = [1, 4, 6]\nuse = \"both\"\n").unwrap();
-        let both = Case::load(&entry, &task).unwrap();
-        assert_eq!(chosen(&both, 2), [1, 6]);
-        assert_eq!(chosen(&both, 6), [1, 4, 6], "its other slices are evaluated");
-        let all = both.volume.geometry.dims[2];
-        let train = Case { test: Vec::new(), ..both };
-        assert_eq!(chosen(&train, 2), [all / 4, 3 * all / 4], "of all slices: nothing is evaluated on them");
-        assert_eq!(chosen(&train, 1000), (0..all).collect::<Vec<_>>());
+        let manifest = |volumes: &str| -> Manifest { toml::from_str(volumes).unwrap() };
+        let both = manifest("[[volume]]\nphantom = 7\nslices = [1, 4, 6]\nuse = \"both\"\n");
+        let case = Case::load(&both.volume[0], &task).unwrap();
+        assert_eq!(chosen(&case, &both, 2), [1, 6]);
+        assert_eq!(chosen(&case, &both, 6), [1, 4, 6], "its other slices are evaluated");
+        let all = case.volume.geometry.dims[2];
+        let train = manifest("[[volume]]\nphantom = 7\nslices = [1, 4, 6]\n");
+        assert_eq!(chosen(&case, &train, 2), [all / 4, 3 * all / 4], "of all slices: nothing is evaluated on them");
+        assert_eq!(chosen(&case, &train, 1000), (0..all).collect::<Vec<_>>());
+        let apart = manifest(
+            "[[volume]]\nphantom = 7\nslices = [1]\n\n[[volume]]\nphantom = 7\nslices = [4]\nuse = \"test\"\n",
+        );
+        assert!(!chosen(&case, &apart, 1000).contains(&4), "another entry evaluates it");
     }
 }

@@ -137,7 +137,8 @@ fn ready(
         memory.headers.clear();
     }
     let mut headers = Vec::with_capacity(rows.len());
-    for row in rows {
+    // What led to no result is no evidence that what comes again is whole.
+    for row in rows.iter().filter(|r| r.flags & instances::FRUITLESS == 0) {
         let header = memory.headers.entry(row.id).or_insert_with(|| read_header(&row.file(shared.store.dir())).ok());
         // What cannot be read is judged by the job; here only silence can complete such a series.
         headers.extend(header.clone());

@@ -212,10 +212,7 @@ fn work(this: &Attempt<'_>) -> Result<(), Trouble> {
             (Err(trouble), _) => return Err(trouble),
         }
     };
-    if matches!(&outcome, Outcome::Refused(r) if r.code == UNREADABLE) {
-        shared.store.with_conn(|c| instances::set_unreadable(c, &used))?;
-    }
-    end(this, outcome, headers.first(), &files, instances::copies(&rows))?;
+    end(this, outcome, headers.first(), &files, &rows)?;
     if let Some(p) = &this.probation {
         p.judge(shared)?;
     }
@@ -294,9 +291,6 @@ fn headers(shared: &Shared, rows: &[&Instance]) -> (Vec<InstanceHeader>, Option<
     (good, broken)
 }
 
-/// Code of a series with an image that cannot be decoded.
-const UNREADABLE: &str = "UNREADABLE";
-
 /// The refusal of a series with an image that cannot be decoded. Where the system could not read the file, that is a trouble of the box
 /// and no refusal; a file that is gone does not come back by waiting.
 fn unreadable(e: ReadError) -> Result<Refusal, Trouble> {
@@ -306,7 +300,7 @@ fn unreadable(e: ReadError) -> Result<Refusal, Trouble> {
         }
         // Without the path: it names a file of the spool, which means nothing to a reader.
         cause => Ok(Refusal::new(
-            UNREADABLE,
+            "UNREADABLE",
             format!("An image cannot be decoded: {cause}"),
             "Send the series again, uncompressed",
         )),
@@ -392,7 +386,7 @@ fn end(
     outcome: Outcome,
     header: Option<&InstanceHeader>,
     files: &ResultFiles<'_>,
-    conflicts: usize,
+    rows: &[Instance],
 ) -> Result<(), Trouble> {
     let (shared, job, started) = (this.shared, this.job, this.started);
     let root = shared.store.dir();
@@ -404,10 +398,15 @@ fn end(
         Outcome::Done(done) => {
             let (volume, s) = done.as_ref();
             let mut volume = volume.clone();
-            if conflicts > 0 {
-                volume.remarks.push(format!(
-                    "{conflicts} object(s) came again with the same identifier and other content; the first were used"
-                ));
+            let copies = instances::copies(rows);
+            if copies > 0 {
+                let which = match instances::gave_way(rows) {
+                    true => "what came after an attempt without a result was used",
+                    false => "the first were used",
+                };
+                volume
+                    .remarks
+                    .push(format!("{copies} object(s) came again with the same identifier and other content; {which}"));
             }
             if job.generation > 1 {
                 volume.remarks.push(format!(
@@ -469,6 +468,7 @@ fn end(
     let now = shared.clock.now_ms();
     shared.store.with_conn(|c| {
         queue::finish_job(c, job.id, &ending, &outputs, &routes, now, |tx| {
+            instances::set_fruitless(tx, &instances::used(rows), state != JobState::Done)?;
             if let Some(w) = &kept.waiting {
                 review::wait(tx, job.id, w, now)?;
             }

@@ -9,8 +9,8 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 pub const CONFLICT: i64 = 1;
 /// The file is gone or damaged.
 pub const MISSING: i64 = 2;
-/// It belongs to a series that could not be decoded: a copy that came since goes before it.
-pub const UNREADABLE: i64 = 4;
+/// It was used by a generation that ended without a result: a copy that came since goes before it.
+pub const FRUITLESS: i64 = 4;
 
 /// A received object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Instance {
     pub received_ms: i64,
     /// Association it came on; 0 where that was lost.
     pub association_id: i64,
-    /// [`CONFLICT`], [`MISSING`], [`UNREADABLE`].
+    /// [`CONFLICT`], [`MISSING`], [`FRUITLESS`].
     pub flags: i64,
 }
 
@@ -150,25 +150,35 @@ pub fn of_job(conn: &Connection, job_id: i64) -> rusqlite::Result<Vec<Instance>>
 }
 
 /// Of rows in order of arrival, those that are used: whose file is there and, of several with one SOP Instance UID, the first
-/// to have arrived; one of a series that could not be decoded only where there is no other.
+/// to have arrived. Where no result came of the first ([`FRUITLESS`]), the next that came since; the last, where none did of any.
 pub fn used(rows: &[Instance]) -> Vec<&Instance> {
     let mut seen = HashSet::new();
-    let ranks = [0, UNREADABLE].into_iter().flat_map(|rank| rows.iter().filter(move |r| r.flags & UNREADABLE == rank));
-    let mut all: Vec<&Instance> =
-        ranks.filter(|r| r.flags & MISSING == 0 && seen.insert(r.sop_instance_uid.as_str())).collect();
+    let there = || rows.iter().filter(|r| r.flags & MISSING == 0);
+    let fresh = there().filter(|r| r.flags & FRUITLESS == 0);
+    let fruitless = there().rev().filter(|r| r.flags & FRUITLESS != 0);
+    let mut all: Vec<&Instance> = fresh.chain(fruitless).filter(|r| seen.insert(r.sop_instance_uid.as_str())).collect();
     all.sort_by_key(|r| r.id);
     all
 }
 
-/// Marks objects of a series that could not be decoded, so that what is sent again is used in their place.
+/// Notes whether the objects that a generation used led to a result; part of the transaction that ends it.
 ///
 /// # Errors
 /// The database's.
-pub fn set_unreadable(conn: &Connection, rows: &[&Instance]) -> rusqlite::Result<()> {
-    for row in rows {
-        conn.execute("UPDATE instances SET flags = flags | ?2 WHERE id = ?1", params![row.id, UNREADABLE])?;
+pub fn set_fruitless(conn: &Connection, used: &[&Instance], fruitless: bool) -> rusqlite::Result<()> {
+    for row in used {
+        conn.execute(
+            "UPDATE instances SET flags = (flags & ~?2) | ?3 WHERE id = ?1",
+            params![row.id, FRUITLESS, if fruitless { FRUITLESS } else { 0 }],
+        )?;
     }
     Ok(())
+}
+
+/// Whether objects that led to no result gave way to what came again.
+pub fn gave_way(rows: &[Instance]) -> bool {
+    let used: HashSet<i64> = used(rows).iter().map(|r| r.id).collect();
+    rows.iter().any(|r| r.flags & (MISSING | FRUITLESS) == FRUITLESS && !used.contains(&r.id))
 }
 
 /// Rows whose file is there and that are not [`used`]: what came again with other content.
@@ -306,26 +316,39 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_decoded_gives_way_to_what_came_again() {
+    fn what_led_to_no_result_gives_way_to_what_came_again() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), Clock::System).unwrap();
         store
             .with_conn(|c| {
+                let arrives = |c: &Connection, id: i64, sop: &str| insert(c, &row(id, sop, 0));
+                let ids = |c: &Connection| -> rusqlite::Result<Vec<i64>> {
+                    Ok(used(&of_series(c, "s")?).iter().map(|r| r.id).collect())
+                };
+                let end = |c: &Connection, fruitless: bool| set_fruitless(c, &used(&of_series(c, "s")?), fruitless);
                 for (id, sop) in [(1, "1.1"), (2, "1.2")] {
-                    insert(c, &row(id, sop, 0))?;
+                    arrives(c, id, sop)?;
                 }
+                queue::open_job(c, "s", &[1, 2], "quiet", 0, 0)?.unwrap();
+                end(c, true)?;
+                assert_eq!(ids(c)?, [1, 2], "they are all there is");
+                assert!(!gave_way(&of_series(c, "s")?));
+                // One comes again: it is used, and still nothing comes of it, because of the other.
+                arrives(c, 3, "1.1")?;
+                assert_eq!(ids(c)?, [2, 3]);
                 let rows = of_series(c, "s")?;
-                let job = queue::open_job(c, "s", &[1, 2], "quiet", 0, 0)?.unwrap();
-                set_unreadable(c, &used(&rows))?;
-                let again = of_job(c, job.id)?;
-                assert_eq!(used(&again).len(), 2, "they are all there is");
-                // The series comes again, uncompressed.
-                for (id, sop) in [(3, "1.1"), (4, "1.2")] {
-                    insert(c, &row(id, sop, 0))?;
-                }
+                assert!(gave_way(&rows) && !queue::join_job(c, "s", &rows)?, "it takes a further generation");
+                end(c, true)?;
+                // Then the other: the good one of the first pair is not forgotten.
+                arrives(c, 4, "1.2")?;
+                assert_eq!(ids(c)?, [3, 4]);
+                queue::open_job(c, "s", &[1, 2, 3, 4], "quiet", 0, 0)?.unwrap();
+                end(c, false)?;
+                // What has led to a result stays, whatever comes.
+                arrives(c, 5, "1.1")?;
+                assert_eq!(ids(c)?, [3, 4]);
                 let rows = of_series(c, "s")?;
-                assert_eq!(used(&rows).iter().map(|r| r.id).collect::<Vec<_>>(), [3, 4]);
-                assert!(!queue::join_job(c, "s", &rows)?, "it takes a further generation");
+                assert!(queue::join_job(c, "s", &rows)?);
                 Ok(())
             })
             .unwrap();

@@ -227,7 +227,11 @@ mod tests {
 
     /// A job with one object for each of the archives, held or not.
     fn job_for(c: &mut Connection, series: &str, archives: &[&str], hold: bool) -> i64 {
-        let job = queue::open_job(c, series, &[1], "quiet", 10, 9).unwrap().unwrap();
+        job_over(c, series, &[1], archives, hold)
+    }
+
+    fn job_over(c: &mut Connection, series: &str, objects: &[i64], archives: &[&str], hold: bool) -> i64 {
+        let job = queue::open_job(c, series, objects, "quiet", 10, 9).unwrap().unwrap();
         let ending = Ending { state: JobState::Done, code: "", sentence: "", summary: "{}" };
         let object = Output {
             kind: "seg".into(),
@@ -246,6 +250,21 @@ mod tests {
 
     fn pair(archive: &str, state: &str) -> (String, String) {
         (archive.to_string(), state.to_string())
+    }
+
+    #[test]
+    fn what_a_former_generation_held_does_not_stand_in_the_way_of_the_same_object() {
+        let mut c = db();
+        let rejected = job_for(&mut c, "1.1", &["PACS"], true);
+        // Retention took the originals; they came again and made the same object.
+        let again = job_over(&mut c, "1.1", &[2], &["PACS"], true);
+        assert_eq!((states(&c, rejected), states(&c, again)), (vec![], vec![pair("PACS", "held")]));
+        // What was sent stays, and is not sent twice.
+        let sent = job_for(&mut c, "1.2", &["PACS"], false);
+        let d = due(&c, "PACS", 20, 1).unwrap().remove(0);
+        record_attempt(&c, d.id, &Attempt::Sent, 20).unwrap();
+        let again = job_over(&mut c, "1.2", &[2], &["PACS"], false);
+        assert_eq!((states(&c, sent), states(&c, again)), (vec![pair("PACS", "sent")], vec![]));
     }
 
     #[test]

@@ -188,6 +188,11 @@ pub fn open_job(
              WHERE series_uid = ?1 AND state = 'pending'",
             params![series_uid, now_ms],
         )?;
+        // Nobody can decide on a former generation, and what it held would stand in the way of the same objects of this one.
+        tx.execute(
+            "DELETE FROM outbox WHERE state = 'held' AND job_id IN (SELECT id FROM job WHERE series_uid = ?1)",
+            [series_uid],
+        )?;
     }
     let generation = newest.map_or(1, |(_, g)| g + 1);
     tx.execute(

@@ -79,7 +79,6 @@ pub fn adapt<'a>(
     let cases = data.cases;
     let set = training_set(cases, task, rule, settings.input_size)?;
     let file = |phase: &str| -> Option<PathBuf> { checkpoint.map(|p| p.with_added_extension(phase)) };
-    orphans(settings, &file)?;
     let mut start = None;
     if settings.coarse_size > 0 && settings.coarse_steps > 0 {
         tell(Event::Phase("coarse"));
@@ -123,19 +122,4 @@ pub fn adapt<'a>(
     }
     calibrate(base, &mut tensors, &set.samples, settings, device)?;
     Ok(Adapted { tensors, set, pseudo: pseudo.len() })
-}
-
-/// A later phase's checkpoint without those of the phases before it is another run's: it would be met, and refused, only after those
-/// had been trained again.
-fn orphans(settings: &TrainSettings, file: &dyn Fn(&str) -> Option<PathBuf>) -> Result<(), TrainError> {
-    let enabled = [settings.coarse_size > 0 && settings.coarse_steps > 0, true, settings.pseudo_steps > 0];
-    let there = |phase: &str| file(phase).filter(|p| p.exists());
-    let phases = PHASES.iter().zip(enabled).filter(|(_, on)| *on).map(|(p, _)| there(p));
-    match phases.skip_while(Option::is_some).flatten().next() {
-        Some(path) => Err(TrainError::Checkpoint {
-            path,
-            problem: "the phase before it has none, so that it is not this run's; remove it to start anew".into(),
-        }),
-        None => Ok(()),
-    }
 }

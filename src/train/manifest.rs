@@ -249,7 +249,10 @@ impl Manifest {
     /// `series` is [`Manifest::series`].
     pub(super) fn unseen(&self, i: usize, series: &[String], slices: &[usize]) -> Vec<usize> {
         let others = || self.volume.iter().enumerate().filter(|(j, _)| *j != i && series[*j] == series[i]);
-        let told = |z: usize| others().any(|(j, o)| o.trains(z) || o.tests(z) || (j < i && o.looks(z)));
+        let own = self.volume[i].side;
+        // Labels of the other leg say nothing of this one's.
+        let legs = |o: &Entry| own.is_none() || o.side.is_none() || o.side == own;
+        let told = |z: usize| others().any(|(j, o)| o.tests(z) || (legs(o) && (o.trains(z) || (j < i && o.looks(z)))));
         slices.iter().copied().filter(|&z| !told(z)).collect()
     }
 
@@ -306,6 +309,17 @@ mod tests {
         assert_eq!(m.unseen(3, &series, &[0, 1]), [0, 1]);
         assert_eq!(m.unseen(4, &series, &[1, 2]), [2]);
         assert_eq!(m.unseen(6, &series, &all), [0usize; 0]);
+        // Each leg labelled by itself: both are looked at.
+        let m = manifest(&[
+            "phantom = 1\nslices = [4]\nside = \"right\"",
+            "phantom = 1\nslices = [5]\nside = \"left\"",
+            "phantom = 1\nuse = \"unlabelled\"\nslices = [4, 6]",
+        ])
+        .unwrap();
+        let series = m.series();
+        assert_eq!(m.unseen(0, &series, &[5, 6]), [5, 6]);
+        assert_eq!(m.unseen(1, &series, &[4, 6]), [4, 6]);
+        assert_eq!(m.unseen(2, &series, &[4, 6]), [0usize; 0]);
     }
 
     #[test]

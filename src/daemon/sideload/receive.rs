@@ -173,7 +173,11 @@ fn take(here: Here<'_>, path: &Path, file: File, only_new: bool) -> Result<Arriv
     let was_there = place.exists();
     part.persist(&place).map_err(|e| io(e.error))?;
     File::open(&folder).and_then(|f| f.sync_all()).map_err(io)?;
-    if let Some(known) = here.store.with_conn(|c| bundles::committed_of_file(c, &sha256)).map_err(sql)? {
+    // A record of trust that was begun anew knows nothing of it: then it is a bundle like any other.
+    let remembered = |b: &Bundle| here.trust().load().is_ok_and(|t| t.committed(&b.name, &b.identity));
+    if let Some(known) = here.store.with_conn(|c| bundles::committed_of_file(c, &sha256)).map_err(sql)?
+        && remembered(&known)
+    {
         return again(here, &known, &relative).map_err(sql)?;
     }
     let source: String = path

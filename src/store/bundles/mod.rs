@@ -175,7 +175,7 @@ fn bundle(row: &Row<'_>) -> rusqlite::Result<Bundle> {
 pub enum Arrival {
     /// It has a row of its own now.
     New(Bundle),
-    /// The same bytes are on their way, or serve, already.
+    /// The same bytes are on their way, or were committed here, already.
     Known(Bundle),
 }
 
@@ -192,7 +192,7 @@ pub fn receive(
     now_ms: i64,
 ) -> rusqlite::Result<Arrival> {
     let tx = conn.transaction()?;
-    if let Some(known) = of_file(&tx, sha256)?.filter(|b| b.state.under_way() || b.state == State::Committed) {
+    if let Some(known) = of_file(&tx, sha256)?.filter(|b| b.state.under_way()) {
         return Ok(Arrival::Known(known));
     }
     tx.execute(
