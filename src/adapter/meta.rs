@@ -84,3 +84,10 @@ pub struct Provenance {
     /// A sentence for people: what the data were.
     pub note: String,
 }
+
+impl Provenance {
+    /// What it was trained on, and how long, in words.
+    pub fn words(&self) -> String {
+        format!("{} slices of {} volumes, {} steps in the main phase", self.slices, self.volumes, self.steps)
+    }
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use super::ConfigArgs;
+use super::{ConfigArgs, no_state};
 use crate::clock::Clock;
 use crate::daemon::sideload::{self, Adapters, Here};
 use crate::store::{Store, bundles};
@@ -53,12 +53,9 @@ enum What {
 pub(super) fn run(args: &AdaptersArgs) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?.config;
     let dir = &config.storage.state_dir;
-    let no_state = || {
-        format!("there is no state in {}; start `scanside serve` once, or name the right configuration", dir.display())
-    };
     match &args.what {
         None | Some(What::List) => {
-            let store = Store::open_read_only(dir, Clock::System).with_context(no_state)?;
+            let store = Store::open_read_only(dir, Clock::System).with_context(|| no_state(dir))?;
             let adapters = Adapters::read(&store, &config.sideload)?;
             if args.json {
                 println!("{}", serde_json::to_string_pretty(&adapters)?);
@@ -68,7 +65,7 @@ pub(super) fn run(args: &AdaptersArgs) -> anyhow::Result<ExitCode> {
             Ok(if adapters.alert.is_some() { ExitCode::from(ALERT) } else { ExitCode::SUCCESS })
         }
         Some(What::Rollback { version, factory, by }) => {
-            let store = Store::open_beside(dir, Clock::System).with_context(no_state)?;
+            let store = Store::open_beside(dir, Clock::System).with_context(|| no_state(dir))?;
             let to = if *factory { Some(None) } else { version.as_deref().map(Some) };
             let by = by.trim();
             let why = if by.is_empty() { String::new() } else { format!(" ({by})") };
@@ -106,7 +103,7 @@ pub(super) fn run(args: &AdaptersArgs) -> anyhow::Result<ExitCode> {
             }
         }
         Some(What::Export { file }) => {
-            let store = Store::open_read_only(dir, Clock::System).with_context(no_state)?;
+            let store = Store::open_read_only(dir, Clock::System).with_context(|| no_state(dir))?;
             let feedback = sideload::export(&store)?;
             write_new(file, &(serde_json::to_string_pretty(&feedback)? + "\n"))?;
             let cases: usize =

@@ -149,10 +149,7 @@ pub(super) fn run(args: &PrecisionArgs) -> anyhow::Result<ExitCode> {
         .collect::<anyhow::Result<_>>()?;
     let mut fact = |name: &str, value: String| facts.push((name.into(), value));
     fact("adapter", format!("{} {}, sha256 {sha256}", adapter.meta.name, adapter.meta.version));
-    fact(
-        "trained",
-        format!("{} slices of {} volumes, {} steps in the main phase, seed {}", p.slices, p.volumes, p.steps, p.seed),
-    );
+    fact("trained", format!("{}, seed {}", p.words(), p.seed));
     fact(
         "tested",
         format!(

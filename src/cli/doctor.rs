@@ -146,7 +146,7 @@ fn look(config: &Config) -> Vec<Check> {
 /// The model that serves: that of a bundle where one does, else the configuration's.
 fn serving(config: &Config, factory: Model) -> Result<Model, String> {
     let dir = &config.storage.state_dir;
-    if !dir.join("scanside.db").exists() {
+    if !Store::is_in(dir) {
         return Ok(factory);
     }
     let clock = Clock::System;

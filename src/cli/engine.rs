@@ -141,7 +141,7 @@ fn adapter_of(file: &Path) -> anyhow::Result<Adapter> {
 /// Asks the rows of this box; none where it has no state yet.
 fn on_box<T>(config: &Config, ask: impl FnOnce(&mut Connection) -> rusqlite::Result<T>) -> anyhow::Result<Option<T>> {
     let dir = &config.storage.state_dir;
-    if !dir.join("scanside.db").exists() {
+    if !Store::is_in(dir) {
         return Ok(None);
     }
     let asked = Store::open_read_only(dir, Clock::System).and_then(|s| s.with_conn(ask));

@@ -46,7 +46,7 @@ pub mod train;
 mod validate;
 mod weights;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -150,6 +150,11 @@ impl ConfigArgs {
         let file = self.config.clone().or_else(|| system.exists().then_some(system));
         Effective::load(file.as_deref(), &self.overrides)
     }
+}
+
+/// What is said where a command needs the state of a box and the folder has none.
+fn no_state(dir: &Path) -> String {
+    format!("there is no state in {}; start `scanside serve` once, or name the right configuration", dir.display())
 }
 
 /// 128 + SIGPIPE, what a shell sees of a program that the signal ended.

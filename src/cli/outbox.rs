@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use super::ConfigArgs;
+use super::{ConfigArgs, no_state};
 use crate::clock::Clock;
 use crate::daemon::archive_keys;
 use crate::store::{Store, outbox};
@@ -37,9 +37,7 @@ struct JobsArgs {
 pub(super) fn run(args: &OutboxArgs) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?.config;
     let dir = &config.storage.state_dir;
-    let store = Store::open_beside(dir, Clock::System).with_context(|| {
-        format!("there is no state in {}; start `scanside serve` once, or name the right configuration", dir.display())
-    })?;
+    let store = Store::open_beside(dir, Clock::System).with_context(|| no_state(dir))?;
     let keys = archive_keys(&config);
     match &args.what {
         What::Retry(jobs) => {

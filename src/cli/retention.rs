@@ -23,7 +23,7 @@ pub(super) struct RetentionArgs {
 pub(super) fn run(args: &RetentionArgs) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?.config;
     let storage = &config.storage;
-    if !storage.state_dir.join("scanside.db").exists() {
+    if !Store::is_in(&storage.state_dir) {
         println!("there is no state in {}: nothing was ever received", storage.state_dir.display());
         return Ok(ExitCode::SUCCESS);
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand};
 
-use super::ConfigArgs;
+use super::{ConfigArgs, no_state};
 use crate::clock::Clock;
 use crate::daemon::gate;
 use crate::labels::{LabelImage, Named};
@@ -76,14 +76,11 @@ struct DecideArgs {
 pub(super) fn run(args: &ReviewArgs) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?.config;
     let dir = &config.storage.state_dir;
-    let no_state = || {
-        format!("there is no state in {}; start `scanside serve` once, or name the right configuration", dir.display())
-    };
     if let What::List { all, json } = &args.what {
-        let store = Store::open_read_only(dir, Clock::System).with_context(no_state)?;
+        let store = Store::open_read_only(dir, Clock::System).with_context(|| no_state(dir))?;
         return list(&store, *all, *json);
     }
-    let store = Store::open_beside(dir, Clock::System).with_context(no_state)?;
+    let store = Store::open_beside(dir, Clock::System).with_context(|| no_state(dir))?;
     match &args.what {
         What::List { .. } => {}
         What::Accept { decide, release } => decide_all(&store, decide, true, *release)?,

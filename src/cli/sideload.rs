@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, no_state};
 use crate::adapter::{Reason, Refused};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -54,8 +54,8 @@ struct Outcome {
 pub(super) fn run(args: &SideloadArgs) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?.config;
     let dir = &config.storage.state_dir;
-    if !dir.join("scanside.db").exists() {
-        bail!("there is no state in {}; start `scanside serve` once, or name the right configuration", dir.display());
+    if !Store::is_in(dir) {
+        bail!(no_state(dir));
     }
     let clock = Clock::System;
     // Whoever holds the state directory moves bundles on: this command, unless the service runs.

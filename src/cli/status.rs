@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, no_state};
 use crate::clock::Clock;
 use crate::daemon::status::{self, SHOWN, Status};
 use crate::store::Store;
@@ -28,9 +28,7 @@ pub(super) struct StatusArgs {
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?.config;
     let dir = &config.storage.state_dir;
-    let store = Store::open_read_only(dir, Clock::System).with_context(|| {
-        format!("there is no state in {}; start `scanside serve` once, or name the right configuration", dir.display())
-    })?;
+    let store = Store::open_read_only(dir, Clock::System).with_context(|| no_state(dir))?;
     if args.line {
         println!("{}", status::line(&store)?);
         return Ok(ExitCode::SUCCESS);

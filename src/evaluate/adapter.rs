@@ -92,10 +92,7 @@ pub fn evaluate_adapter(
     let mut fact = |k: &str, v: String| facts.push((k.into(), v));
     let sha256 = adapter.sha256().map_err(|e| unusable(PipelineError::Model(e.to_string())))?;
     fact("adapter", format!("{} {}, sha256 {sha256}", meta.name, meta.version));
-    fact(
-        "trained",
-        format!("{} slices of {} volumes, {} steps in the main phase, seed {}", p.slices, p.volumes, p.steps, p.seed),
-    );
+    fact("trained", format!("{}, seed {}", p.words(), p.seed));
     fact("tested", format!("{slices} slices of {} volumes, input {} px", tested.len(), meta.input_size));
     if let Some(mm) = setting.tolerance_mm {
         fact(TOLERANCE, format!("{mm} mm"));

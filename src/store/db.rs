@@ -100,6 +100,9 @@ CREATE INDEX instances_by_series ON instances (series_uid);
     queue::TROUBLES,
 ];
 
+/// File of the database.
+const DATABASE: &str = "scanside.db";
+
 struct Inner {
     dir: PathBuf,
     clock: Clock,
@@ -133,7 +136,7 @@ impl Store {
             Err(TryLockError::WouldBlock) => return Err(StoreError::Locked(dir.to_path_buf())),
             Err(TryLockError::Error(cause)) => return Err(StoreError::Io { path: lock_path, cause }),
         }
-        let db_path = dir.join("scanside.db");
+        let db_path = dir.join(DATABASE);
         let database_is_new = !db_path.exists();
         let mut conn = Connection::open(&db_path)?;
         prepare(&mut conn)?;
@@ -143,12 +146,17 @@ impl Store {
         Ok(Store { inner: Arc::new(inner) })
     }
 
+    /// Whether a state directory has a database: it has none until it was opened once.
+    pub fn is_in(dir: &Path) -> bool {
+        dir.join(DATABASE).exists()
+    }
+
     /// Opens an existing state directory for reading, while another process may be writing.
     ///
     /// # Errors
     /// There is no database, or it cannot be read.
     pub fn open_read_only(dir: &Path, clock: Clock) -> Result<Store, StoreError> {
-        let path = dir.join("scanside.db");
+        let path = dir.join(DATABASE);
         std::fs::metadata(&path).map_err(io(&path))?;
         let conn = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         conn.busy_timeout(Duration::from_secs(10))?;
@@ -161,7 +169,7 @@ impl Store {
     /// # Errors
     /// There is no database, it is of another version, or it cannot be opened for writing.
     pub fn open_beside(dir: &Path, clock: Clock) -> Result<Store, StoreError> {
-        let path = dir.join("scanside.db");
+        let path = dir.join(DATABASE);
         std::fs::metadata(&path).map_err(io(&path))?;
         let mut conn = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         prepare(&mut conn)?;

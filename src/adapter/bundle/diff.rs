@@ -100,10 +100,7 @@ impl Changes {
         self.debug("LoRA ranks (encoder, decoder)", &ranks(a), &ranks(b));
         let data = |x: &Adapter| {
             let p = &x.meta.provenance;
-            format!(
-                "{} slices of {} volumes, {} steps in the main phase, seed {}",
-                p.slices, p.volumes, p.steps, p.seed
-            )
+            format!("{}, seed {}", p.words(), p.seed)
         };
         self.of("trained on", data(a), data(b));
         self.of("data", &m.provenance.note, &n.provenance.note);

@@ -97,10 +97,7 @@ pub(super) fn run(args: &InspectArgs) -> anyhow::Result<ExitCode> {
     line("task", format!("{}: {}", adapter.meta.task.name, words(structures)));
     line("input", format!("{} px, {:?}", adapter.meta.input_size, adapter.meta.crop));
     let p = &adapter.meta.provenance;
-    line(
-        "trained",
-        format!("{} slices of {} volumes, {} steps in the main phase; {}", p.slices, p.volumes, p.steps, p.note),
-    );
+    line("trained", format!("{}; {}", p.words(), p.note));
     line(
         "calibration",
         match &adapter.meta.segex {

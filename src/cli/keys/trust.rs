@@ -67,7 +67,8 @@ fn take(store: &TrustStore, chain: Chain, told: Option<&str>, now: i64) -> anyho
         }
         Err(e) if e.reason == Reason::NoRoot => {
             let Some(first) = chain.roots().first() else { bail!("no root was named") };
-            let (found, shown) = (fingerprint(first), grouped(&fingerprint(first)));
+            let found = fingerprint(first);
+            let shown = grouped(&found);
             let told = told.map(|t| t.to_ascii_lowercase().replace([' ', ':'], ""));
             match told {
                 Some(t) if t.len() < LEAST_DIGITS => bail!(

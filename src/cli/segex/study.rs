@@ -193,13 +193,7 @@ pub(super) fn validate(args: &ValidateArgs) -> anyhow::Result<ExitCode> {
     let meta = &served.adapter.meta;
     facts.extend([
         ("adapter".into(), format!("{} {}, sha256 {}", meta.name, meta.version, served.adapter.sha256()?)),
-        (
-            "trained".into(),
-            format!(
-                "{} slices of {} volumes, {} steps in the main phase, seed {}",
-                p.slices, p.volumes, p.steps, p.seed
-            ),
-        ),
+        ("trained".into(), format!("{}, seed {}", p.words(), p.seed)),
         (
             "validated".into(),
             format!(
