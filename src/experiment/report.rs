@@ -9,6 +9,7 @@ use super::record::Record;
 use crate::evaluate::statistics::{Crossed, bootstrap_crossed_mean_ci, holm, paired_differences, wilcoxon_signed_rank};
 use crate::evaluate::{CaseRow, Prompt};
 use crate::image::plot::{Axis, Plot, Series};
+use crate::train::TrainSettings;
 
 const LEVEL: f64 = 0.95;
 const ROUNDS: usize = 4000;
@@ -32,7 +33,7 @@ pub fn report(plan: &Plan, records: &[Record], out: &Path) -> std::io::Result<Ve
     let markdown = out.with_added_extension("md");
     std::fs::write(&markdown, text)?;
     let mut written = vec![markdown];
-    for (end, svg) in [("-slices.svg", curve(plan, records)), ("-time.svg", over_time(plan, records))] {
+    for (end, svg) in [("-slices.svg", curve(plan, records)), ("-time.svg", time_curve(plan, records))] {
         let mut name = out.file_name().unwrap_or_default().to_os_string();
         name.push(end);
         let picture = out.with_file_name(name);
@@ -331,31 +332,39 @@ fn curve(plan: &Plan, records: &[Record]) -> String {
     .svg()
 }
 
-/// Quality over the minutes that training took on the CPU, a point for each arm of the curve, on the fewest slices; draws that all of
-/// those arms have.
-fn over_time(plan: &Plan, records: &[Record]) -> String {
-    let records: Vec<Record> = records.iter().filter(|r| r.device == "cpu").cloned().collect();
-    let records = &records[..];
-    let arms: Vec<(&Arm, usize)> =
-        plan.arm.iter().filter(|a| a.time).filter_map(|a| Some((a, counts(a).first()?.0))).collect();
-    let drawn = |a: &Arm, n: usize| of(records, &a.name, n).iter().map(|r| r.key.draw).collect::<BTreeSet<usize>>();
-    let all: Vec<BTreeSet<usize>> = arms.iter().map(|(a, n)| drawn(a, *n)).filter(|d| !d.is_empty()).collect();
-    let common: BTreeSet<usize> =
-        all.iter().flatten().copied().filter(|d| all.iter().all(|of_arm| of_arm.contains(d))).collect();
+/// Quality over the time of training on the fewest slices, a point for each arm of the curve; draws that all of those arms have. Runs
+/// share their cores with others, so a run's time is its share of the first arm's steps, times what all of them take on quiet cores
+/// (`minutes` of the plan; 100 without). A point is time and mean Dice; beside it is its interval.
+fn over_time(plan: &Plan, records: &[Record]) -> Vec<([f64; 2], [f64; 2])> {
+    let runs: Vec<Vec<&Record>> = plan
+        .arm
+        .iter()
+        .filter(|a| a.time)
+        .filter_map(|a| Some(of(records, &a.name, counts(a).first()?.0)))
+        .filter(|rs| !rs.is_empty())
+        .collect();
+    let drawn = |rs: &[&Record], d: usize| rs.iter().any(|r| r.key.draw == d);
+    let made = |s: &TrainSettings| (s.coarse_steps + s.steps + s.pseudo_steps) as f64;
+    let all = plan.arm.first().and_then(|a| plan.settings(a).ok()).map_or(1.0, |s| made(&s));
     let mut points: Vec<([f64; 2], [f64; 2])> = Vec::new();
-    for (arm, n) in arms {
-        let rs: Vec<&Record> = of(records, &arm.name, n).into_iter().filter(|r| common.contains(&r.key.draw)).collect();
-        if !rs.is_empty() {
-            let minutes = rs.iter().map(|r| r.train_seconds / 60.0).sum::<f64>() / rs.len() as f64;
-            let dice = by_subject(&rs, None, |c| c.agreement.dice);
-            points.push(([minutes, mean(&dice)], interval(&dice).into()));
-        }
+    for arm in &runs {
+        let common: Vec<&Record> =
+            arm.iter().copied().filter(|r| runs.iter().all(|other| drawn(other, r.key.draw))).collect();
+        let Some(first) = common.first() else { continue };
+        let dice = by_subject(&common, None, |c| c.agreement.dice);
+        let time = plan.minutes.unwrap_or(100.0) * made(&first.settings) / all;
+        points.push(([time, mean(&dice)], interval(&dice).into()));
     }
     points.sort_by(|a, b| a.0[0].total_cmp(&b.0[0]));
-    let (line, band) = points.into_iter().unzip();
+    points
+}
+
+fn time_curve(plan: &Plan, records: &[Record]) -> String {
+    let (line, band) = over_time(plan, records).into_iter().unzip();
+    let label = if plan.minutes.is_some() { "minutes of training on two cores" } else { "training steps, % of all" };
     Plot {
         title: "Dice on unseen subjects over training time, five slices".into(),
-        x: Axis { label: "minutes of training on one core".into(), log: true, ..Axis::default() },
+        x: Axis { label: label.into(), log: true, ..Axis::default() },
         y: Axis { label: "mean Dice, 95 % interval".into(), ..Axis::default() },
         series: vec![Series::banded("all steps scaled alike", line, band)],
         ..Plot::default()
@@ -388,5 +397,29 @@ mod tests {
         let text = comparisons(&plan, &runs);
         let row = text.lines().find(|l| l.starts_with("| core | full | 5 | 2 |")).unwrap();
         assert!(row.contains("+0.000 [-0.050, +0.050]") || row.contains("-0.000 [-0.050, +0.050]"), "{row}");
+    }
+    #[test]
+    fn time_is_counted_in_steps_and_on_draws_that_all_points_have() {
+        let evidence = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/evidence");
+        let mut plan = Plan::load(&evidence.join("experiments.toml")).unwrap();
+        let all = records(&evidence.join("runs")).unwrap();
+        let of = |draw: usize| {
+            let run = |r: &&Record| r.key.arm == "full" && r.key.slices == 5 && r.key.draw == draw;
+            all.iter().find(run).unwrap().clone()
+        };
+        let mut half = of(1);
+        half.key.arm = "time-half".into();
+        half.settings.scale_steps(850);
+        half.table.cases.iter_mut().for_each(|c| c.agreement.dice = c.agreement.dice.map(|d| d - 0.1));
+        let runs = [of(0), of(1), half];
+        plan.minutes = Some(12.0);
+        let points = over_time(&plan, &runs);
+        let [([t, low], band), ([all_of_it, high], _)] = points[..] else { panic!("{points:?}") };
+        assert_eq!((t, all_of_it), (6.0, 12.0));
+        assert!((high - low - 0.1).abs() < 1e-9 && band[0] < low && low < band[1], "{points:?}");
+        let one = over_time(&plan, &runs[1..2]);
+        assert_eq!(one[0].0, [12.0, high], "draw 0 has no half and is left out");
+        plan.minutes = None;
+        assert_eq!(over_time(&plan, &runs)[0].0[0], 50.0);
     }
 }
