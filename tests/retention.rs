@@ -121,7 +121,7 @@ fn held(store: &Store, series: &str, objects: &[i64]) -> i64 {
 
 /// Row ids of the originals that may go at a time when everything before `before` is old.
 fn removable(store: &Store, before: i64) -> Vec<i64> {
-    let all = store.with_conn(|c| queue::removable(c, before, 100)).unwrap();
+    let all = store.with_conn(|c| instances::removable(c, before, 100)).unwrap();
     all.into_iter().map(|(id, _)| id).collect()
 }
 
@@ -199,4 +199,20 @@ fn what_an_archive_refused_keeps_originals_until_it_is_given_up() {
     let text = said(dir.path(), "outbox", &["drop", &number]);
     assert!(text.contains("seg (r/seg.dcm) is not sent to PACS@host:104"), "{text}");
     assert_eq!(removable(&store, 1_000), [id]);
+}
+
+#[test]
+fn originals_stay_while_their_series_is_segmented_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path(), Clock::System).unwrap();
+    let (id, _) = object(&store, "1.1");
+    job(&store, "1.1", id, 10, Some(20));
+    assert_eq!(removable(&store, 1_000), [id]);
+    let first = store.with_conn(|c| queue::jobs(c, 1)).unwrap()[0].id;
+    let text = said(dir.path(), "again", &[&first.to_string()]);
+    let second = store.with_conn(|c| queue::jobs(c, 1)).unwrap().remove(0);
+    let words = format!("job {first}: its series is segmented again as job {}, generation 2", second.id);
+    assert!(text.contains(&words) && !text.contains("no daemon"), "{text}");
+    assert_eq!((second.state, second.instances), (JobState::Pending, 1));
+    assert!(removable(&store, 1_000).is_empty());
 }

@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod adapters;
+mod again;
 mod bench;
 #[cfg(feature = "train")]
 mod bench_precision;
@@ -73,6 +74,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Results that wait for a person: list, accept, reject, compare with a correction
     Review(review::ReviewArgs),
+    /// Segment the series of jobs that have ended once more: after a fault was mended, or with the adapter that serves now
+    Again(again::AgainArgs),
     /// Send again, or give up, what an archive refused for good or what waits for an archive that is no longer there
     Outbox(outbox::OutboxArgs),
     /// Remove originals whose results were delivered and whose time has passed; the daemon does the same while it runs
@@ -185,6 +188,7 @@ pub fn main() -> ExitCode {
         Command::Segment(args) => segment::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Review(args) => review::run(&args),
+        Command::Again(args) => again::run(&args),
         Command::Outbox(args) => outbox::run(&args),
         Command::Retention(args) => retention::run(&args),
         Command::Sideload(args) => sideload::run(&args),

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use crate::store::{Store, StoreError, queue};
+use crate::store::{Store, StoreError, instances};
 
 const EVERY: Duration = Duration::from_secs(600);
 /// Longest that a sweep may take before the task counts as hung.
@@ -44,7 +44,7 @@ fn before_ms(store: &Store, retention_hours: u64) -> i64 {
 /// The database's.
 pub fn may_go(store: &Store, retention_hours: u64) -> Result<usize, StoreError> {
     let before = before_ms(store, retention_hours);
-    Ok(store.with_conn(|c| queue::removable(c, before, BATCH))?.len())
+    Ok(store.with_conn(|c| instances::removable(c, before, BATCH))?.len())
 }
 
 /// Removes what may go, at most 500 originals, and gives their number: first the file, then its row. A crash between leaves a row
@@ -55,7 +55,7 @@ pub fn may_go(store: &Store, retention_hours: u64) -> Result<usize, StoreError> 
 /// A file that cannot be removed; the database's.
 pub fn sweep(store: &Store, retention_hours: u64) -> Result<usize, StoreError> {
     let before = before_ms(store, retention_hours);
-    let old = store.with_conn(|c| queue::removable(c, before, BATCH))?;
+    let old = store.with_conn(|c| instances::removable(c, before, BATCH))?;
     for (id, path) in &old {
         let file = store.dir().join(path);
         match std::fs::remove_file(&file) {
@@ -63,7 +63,7 @@ pub fn sweep(store: &Store, retention_hours: u64) -> Result<usize, StoreError> {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(cause) => return Err(StoreError::Io { path: file, cause }),
         }
-        store.with_conn(|c| queue::forget_instance(c, *id))?;
+        store.with_conn(|c| instances::forget(c, *id))?;
     }
     Ok(old.len())
 }

@@ -197,7 +197,10 @@ fn work(this: &Attempt<'_>) -> Result<(), Trouble> {
         Outcome::Refused(Refusal::new(
             "GAVE_UP",
             format!("Segmentation failed {} times in {} attempts", job.errors, job.attempts - 1),
-            "See the box's journal; the images are kept on the box",
+            format!(
+                "See the box's journal; the images are kept on the box, and `scanside again {}` tries them once more",
+                job.id
+            ),
         ))
     } else if let Some(e) = broken {
         Outcome::Refused(unreadable(e)?)

@@ -252,6 +252,47 @@ pub fn series(conn: &Connection, only_pending: bool) -> rusqlite::Result<Vec<Ser
         .collect()
 }
 
+/// See [`removable`].
+fn removable_sql() -> String {
+    let undecided = super::outbox::UNDECIDED;
+    format!(
+        "SELECT i.id, i.path FROM instances i WHERE
+         EXISTS (SELECT 1 FROM job_instance ji WHERE ji.instance_id = i.id)
+         AND NOT EXISTS (
+            SELECT 1 FROM job_instance ji JOIN job j ON j.id = ji.job_id WHERE ji.instance_id = i.id AND (
+                j.finished_ms IS NULL OR j.finished_ms >= ?1 OR (j.state = 'failed' AND j.superseded = 0)
+                OR (j.superseded = 0 AND EXISTS (SELECT 1 FROM review r WHERE r.job_id = j.id
+                    AND (r.state = 'open' OR r.decided_ms >= ?1)))
+                OR EXISTS (SELECT 1 FROM outbox o WHERE o.job_id = j.id
+                    AND (o.state IN ('pending', 'failed') OR {undecided} OR coalesce(o.sent_ms, 0) >= ?1))
+            )
+         ) ORDER BY i.id LIMIT ?2"
+    )
+}
+
+/// Originals (row id and path) that may be removed: every job that used them has ended, its results were delivered, and a person decided
+/// on what was to be reviewed, before `before_ms`; and nothing of those jobs waits for, or was refused by, an archive. A superseded
+/// result waits for no person.
+///
+/// # Errors
+/// The database's.
+pub fn removable(conn: &Connection, before_ms: i64, limit: usize) -> rusqlite::Result<Vec<(i64, String)>> {
+    conn.prepare(&removable_sql())?
+        .query_map(params![before_ms, limit as i64], |r| Ok((r.get(0)?, r.get(1)?)))?
+        .collect()
+}
+
+/// Forgets an original whose file is gone. The jobs that used it keep their results.
+///
+/// # Errors
+/// The database's.
+pub fn forget(conn: &mut Connection, id: i64) -> rusqlite::Result<()> {
+    let tx = conn.transaction()?;
+    tx.execute("DELETE FROM job_instance WHERE instance_id = ?1", [id])?;
+    tx.execute("DELETE FROM instances WHERE id = ?1", [id])?;
+    tx.commit()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,6 +321,24 @@ mod tests {
                 Ok(())
             })
             .unwrap();
+    }
+
+    #[test]
+    fn retention_does_not_read_the_whole_outbox_for_every_original() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Clock::manual(1)).unwrap();
+        let plan: Vec<String> = store
+            .with_conn(|c| {
+                c.prepare(&format!("EXPLAIN QUERY PLAN {}", removable_sql()))?
+                    .query_map([0, 1], |r| r.get("detail"))?
+                    .collect()
+            })
+            .unwrap();
+        assert!(plan.iter().any(|p| p.contains("SEARCH o ") && p.contains("outbox_by_job")), "{plan:#?}");
+        assert!(
+            !plan.iter().any(|p| p.contains("SCAN o") || p.contains("SCAN j") || p.contains("SCAN r")),
+            "{plan:#?}"
+        );
     }
 
     fn row(id: i64, sop: &str, flags: i64) -> Instance {

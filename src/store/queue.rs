@@ -5,7 +5,7 @@
 //! `superseded`. Order of writes: result files (synced) first, then the rows that name them; a crash between leaves files
 //! that the repeated, identical step overwrites.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::instances::{self, Instance};
@@ -95,7 +95,7 @@ impl JobState {
 }
 
 /// A job's row.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job {
     /// Row id.
     pub id: i64,
@@ -168,18 +168,36 @@ pub fn open_job(
     last_received_ms: i64,
 ) -> rusqlite::Result<Option<Job>> {
     let tx = conn.transaction()?;
-    let newest = newest(&tx, series_uid)?;
-    if let Some((id, _)) = newest {
-        let mut have: Vec<i64> = tx
-            .prepare("SELECT instance_id FROM job_instance WHERE job_id = ?1")?
-            .query_map([id], |r| r.get(0))?
-            .collect::<rusqlite::Result<_>>()?;
+    if let Some((id, _)) = newest(&tx, series_uid)? {
         let mut want = instance_ids.to_vec();
-        have.sort_unstable();
         want.sort_unstable();
-        if have == want {
+        if ids_of(&tx, id)? == want {
             return Ok(None);
         }
+    }
+    let made = next_generation(&tx, series_uid, instance_ids, reason, now_ms, last_received_ms)?;
+    tx.commit()?;
+    Ok(Some(made))
+}
+
+/// The instance rows of a job, in order of their ids.
+fn ids_of(conn: &Connection, job_id: i64) -> rusqlite::Result<Vec<i64>> {
+    conn.prepare("SELECT instance_id FROM job_instance WHERE job_id = ?1 ORDER BY instance_id")?
+        .query_map([job_id], |r| r.get(0))?
+        .collect()
+}
+
+/// Opens a generation and supersedes the one before; part of a transaction.
+fn next_generation(
+    tx: &Transaction<'_>,
+    series_uid: &str,
+    instance_ids: &[i64],
+    reason: &str,
+    now_ms: i64,
+    last_received_ms: i64,
+) -> rusqlite::Result<Job> {
+    let newest = newest(tx, series_uid)?;
+    if newest.is_some() {
         // A generation that has not started yet will never be missed: its work is part of the new one.
         tx.execute("UPDATE job SET superseded = 1 WHERE series_uid = ?1", [series_uid])?;
         tx.execute(
@@ -204,9 +222,50 @@ pub fn open_job(
     for instance in instance_ids {
         tx.execute("INSERT INTO job_instance (job_id, instance_id) VALUES (?1, ?2)", [id, *instance])?;
     }
-    let made = tx.query_row("SELECT * FROM job WHERE id = ?1", [id], job)?;
+    tx.query_row("SELECT * FROM job WHERE id = ?1", [id], job)
+}
+
+/// Why a series is not segmented again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAgain {
+    /// No such row.
+    #[error("there is no job {0}; `scanside status --jobs 100` shows more of them")]
+    Unknown(i64),
+    /// A later generation took its place.
+    #[error("job {0} was superseded by job {1}: name that one")]
+    Superseded(i64, i64),
+    /// It has not ended.
+    #[error("job {0} waits to be segmented already")]
+    Waits(i64),
+    /// Retention removed some of its objects.
+    #[error("{1} of the {2} images of job {0} were removed after storage.retention_hours: send the series again")]
+    Removed(i64, i64, i64),
+}
+
+/// Opens a further generation over the objects of a job that has ended, for a person who asks for it: after a fault was mended, or to have
+/// the series from another adapter.
+///
+/// # Errors
+/// The database's; [`NotAgain`] within.
+pub fn again(conn: &mut Connection, job_id: i64, now_ms: i64) -> rusqlite::Result<Result<Job, NotAgain>> {
+    let tx = conn.transaction()?;
+    let Some(before) = get_job(&tx, job_id)? else { return Ok(Err(NotAgain::Unknown(job_id))) };
+    if let Some((newest, _)) = newest(&tx, &before.series_uid)?.filter(|(id, _)| *id != job_id) {
+        return Ok(Err(NotAgain::Superseded(job_id, newest)));
+    }
+    if before.state == JobState::Pending {
+        return Ok(Err(NotAgain::Waits(job_id)));
+    }
+    let ids = ids_of(&tx, job_id)?;
+    let gone = before.instances - ids.len() as i64;
+    // Copies that came since are its objects too.
+    if gone > 0 {
+        return Ok(Err(NotAgain::Removed(job_id, gone, before.instances)));
+    }
+    let made =
+        next_generation(&tx, &before.series_uid, &ids, "a person asked for it", now_ms, before.last_received_ms)?;
     tx.commit()?;
-    Ok(Some(made))
+    Ok(Ok(made))
 }
 
 /// Id and number of a series' newest generation.
@@ -333,7 +392,7 @@ pub fn finish_job(
     outputs: &[Output],
     routes: &[Route],
     now_ms: i64,
-    also: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<()>,
+    also: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>,
 ) -> rusqlite::Result<()> {
     let tx = conn.transaction()?;
     let changed = tx.execute(
@@ -398,47 +457,6 @@ pub fn get_job(conn: &Connection, id: i64) -> rusqlite::Result<Option<Job>> {
     conn.query_row("SELECT * FROM job WHERE id = ?1", [id], job).optional()
 }
 
-/// See [`removable`].
-fn removable_sql() -> String {
-    let undecided = super::outbox::UNDECIDED;
-    format!(
-        "SELECT i.id, i.path FROM instances i WHERE
-         EXISTS (SELECT 1 FROM job_instance ji WHERE ji.instance_id = i.id)
-         AND NOT EXISTS (
-            SELECT 1 FROM job_instance ji JOIN job j ON j.id = ji.job_id WHERE ji.instance_id = i.id AND (
-                j.finished_ms IS NULL OR j.finished_ms >= ?1 OR (j.state = 'failed' AND j.superseded = 0)
-                OR (j.superseded = 0 AND EXISTS (SELECT 1 FROM review r WHERE r.job_id = j.id
-                    AND (r.state = 'open' OR r.decided_ms >= ?1)))
-                OR EXISTS (SELECT 1 FROM outbox o WHERE o.job_id = j.id
-                    AND (o.state IN ('pending', 'failed') OR {undecided} OR coalesce(o.sent_ms, 0) >= ?1))
-            )
-         ) ORDER BY i.id LIMIT ?2"
-    )
-}
-
-/// Originals (row id and path) that may be removed: every job that used them has ended, its results were delivered, and a person decided
-/// on what was to be reviewed, before `before_ms`; and nothing of those jobs waits for, or was refused by, an archive. A superseded
-/// result waits for no person.
-///
-/// # Errors
-/// The database's.
-pub fn removable(conn: &Connection, before_ms: i64, limit: usize) -> rusqlite::Result<Vec<(i64, String)>> {
-    conn.prepare(&removable_sql())?
-        .query_map(params![before_ms, limit as i64], |r| Ok((r.get(0)?, r.get(1)?)))?
-        .collect()
-}
-
-/// Forgets an original whose file is gone. The jobs that used it keep their results.
-///
-/// # Errors
-/// The database's.
-pub fn forget_instance(conn: &mut Connection, id: i64) -> rusqlite::Result<()> {
-    let tx = conn.transaction()?;
-    tx.execute("DELETE FROM job_instance WHERE instance_id = ?1", [id])?;
-    tx.execute("DELETE FROM instances WHERE id = ?1", [id])?;
-    tx.commit()
-}
-
 /// Number of jobs that are not done.
 ///
 /// # Errors
@@ -491,6 +509,31 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_ended_is_done_again_on_request() {
+        let mut c = db();
+        c.execute_batch(TROUBLES).unwrap();
+        let first = open_job(&mut c, "1.2", &[1, 2], "quiet", 10, 9).unwrap().unwrap();
+        assert_eq!(again(&mut c, first.id, 20).unwrap(), Err(NotAgain::Waits(first.id)));
+        assert_eq!(again(&mut c, 99, 20).unwrap(), Err(NotAgain::Unknown(99)));
+        let gave_up = Ending { state: JobState::Failed, code: "GAVE_UP", ..done() };
+        finish_job(&mut c, first.id, &gave_up, &[], &[], 20, |_| Ok(())).unwrap();
+        let second = again(&mut c, first.id, 30).unwrap().unwrap();
+        assert_eq!((second.generation, second.instances, second.attempts), (2, 2, 0));
+        assert_eq!((ids_of(&c, second.id).unwrap(), second.last_received_ms), (vec![1, 2], 9));
+        assert!(get_job(&c, first.id).unwrap().unwrap().superseded);
+        assert_eq!(take_job(&mut c, 30).unwrap().unwrap().id, second.id);
+        finish_job(&mut c, second.id, &done(), &[seg()], &[to("A@h:1")], 40, |_| Ok(())).unwrap();
+        assert_eq!(again(&mut c, first.id, 50).unwrap(), Err(NotAgain::Superseded(first.id, second.id)));
+        // The same objects, made once more, go nowhere twice.
+        let third = again(&mut c, second.id, 50).unwrap().unwrap();
+        finish_job(&mut c, third.id, &done(), &[seg()], &[to("A@h:1")], 60, |_| Ok(())).unwrap();
+        assert_eq!(due(&c, "A@h:1", 100, 10).unwrap().len(), 1);
+        c.execute("DELETE FROM job_instance WHERE instance_id = 1", []).unwrap();
+        assert_eq!(again(&mut c, third.id, 70).unwrap(), Err(NotAgain::Removed(third.id, 1, 2)));
+        assert_eq!(count(&c).unwrap(), 3);
+    }
+
+    #[test]
     fn an_attempt_is_counted_before_the_work() {
         let mut c = db();
         open_job(&mut c, "1.2", &[1], "quiet", 10, 9).unwrap();
@@ -528,24 +571,6 @@ mod tests {
         open_job(&mut c, "1.2", &[1, 2], "late", 12, 11).unwrap();
         finish_job(&mut c, first.id, &done(), &[seg()], &[to("A@h:1")], 20, |_| Ok(())).unwrap();
         assert!(deliveries(&c, first.id).unwrap().is_empty());
-    }
-
-    #[test]
-    fn retention_does_not_read_the_whole_outbox_for_every_original() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = crate::store::Store::open(dir.path(), crate::clock::Clock::manual(1)).unwrap();
-        let plan: Vec<String> = store
-            .with_conn(|c| {
-                c.prepare(&format!("EXPLAIN QUERY PLAN {}", removable_sql()))?
-                    .query_map([0, 1], |r| r.get("detail"))?
-                    .collect()
-            })
-            .unwrap();
-        assert!(plan.iter().any(|p| p.contains("SEARCH o ") && p.contains("outbox_by_job")), "{plan:#?}");
-        assert!(
-            !plan.iter().any(|p| p.contains("SCAN o") || p.contains("SCAN j") || p.contains("SCAN r")),
-            "{plan:#?}"
-        );
     }
 
     #[test]
