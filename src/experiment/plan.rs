@@ -85,8 +85,8 @@ pub struct Plan {
     pub map: BTreeMap<String, String>,
     /// The labelled leg.
     pub side: crate::terms::Side,
-    /// Minutes that the first arm's training takes on two quiet cores at the fewest slices, measured apart: the scale of the curve of
-    /// quality over time.
+    /// Minutes that the first arm's training takes on two quiet cores at the fewest slices, measured apart; the curve of quality over
+    /// time says so.
     pub minutes: Option<f64>,
     /// The methods; the first is the one that others are compared with.
     pub arm: Vec<Arm>,

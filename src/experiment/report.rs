@@ -333,8 +333,8 @@ fn curve(plan: &Plan, records: &[Record]) -> String {
 }
 
 /// Quality over the time of training on the fewest slices, a point for each arm of the curve; draws that all of those arms have. Runs
-/// share their cores with others, so a run's time is its share of the first arm's steps, times what all of them take on quiet cores
-/// (`minutes` of the plan; 100 without). A point is time and mean Dice; beside it is its interval.
+/// share their cores with others, so their steps are counted and not their minutes. A point is the steps, as % of the first arm's, and the
+/// mean Dice; beside it is its interval.
 fn over_time(plan: &Plan, records: &[Record]) -> Vec<([f64; 2], [f64; 2])> {
     let runs: Vec<Vec<&Record>> = plan
         .arm
@@ -352,8 +352,8 @@ fn over_time(plan: &Plan, records: &[Record]) -> Vec<([f64; 2], [f64; 2])> {
             arm.iter().copied().filter(|r| runs.iter().all(|other| drawn(other, r.key.draw))).collect();
         let Some(first) = common.first() else { continue };
         let dice = by_subject(&common, None, |c| c.agreement.dice);
-        let time = plan.minutes.unwrap_or(100.0) * made(&first.settings) / all;
-        points.push(([time, mean(&dice)], interval(&dice).into()));
+        let share = 100.0 * made(&first.settings) / all;
+        points.push(([share, mean(&dice)], interval(&dice).into()));
     }
     points.sort_by(|a, b| a.0[0].total_cmp(&b.0[0]));
     points
@@ -361,10 +361,12 @@ fn over_time(plan: &Plan, records: &[Record]) -> Vec<([f64; 2], [f64; 2])> {
 
 fn time_curve(plan: &Plan, records: &[Record]) -> String {
     let (line, band) = over_time(plan, records).into_iter().unzip();
-    let label = if plan.minutes.is_some() { "minutes of training on two cores" } else { "training steps, % of all" };
+    let minutes =
+        plan.minutes.map(|m| format!(": {m} minutes on two quiet cores, pseudo-labels and all")).unwrap_or_default();
+    let label = format!("training steps, % of all (100 %{minutes})");
     Plot {
         title: "Dice on unseen subjects over training time, five slices".into(),
-        x: Axis { label: label.into(), log: true, ..Axis::default() },
+        x: Axis { label, log: true, ..Axis::default() },
         y: Axis { label: "mean Dice, 95 % interval".into(), ..Axis::default() },
         series: vec![Series::banded("all steps scaled alike", line, band)],
         ..Plot::default()
@@ -412,14 +414,13 @@ mod tests {
         half.settings.scale_steps(850);
         half.table.cases.iter_mut().for_each(|c| c.agreement.dice = c.agreement.dice.map(|d| d - 0.1));
         let runs = [of(0), of(1), half];
-        plan.minutes = Some(12.0);
         let points = over_time(&plan, &runs);
         let [([t, low], band), ([all_of_it, high], _)] = points[..] else { panic!("{points:?}") };
-        assert_eq!((t, all_of_it), (6.0, 12.0));
+        assert_eq!((t, all_of_it), (50.0, 100.0));
         assert!((high - low - 0.1).abs() < 1e-9 && band[0] < low && low < band[1], "{points:?}");
         let one = over_time(&plan, &runs[1..2]);
-        assert_eq!(one[0].0, [12.0, high], "draw 0 has no half and is left out");
-        plan.minutes = None;
-        assert_eq!(over_time(&plan, &runs)[0].0[0], 50.0);
+        assert_eq!(one[0].0, [100.0, high], "draw 0 has no half and is left out");
+        plan.minutes = Some(12.5);
+        assert!(time_curve(&plan, &runs).contains("% of all (100 %: 12.5 minutes on two"));
     }
 }
