@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Args;
 
-use super::{ConfigArgs, no_state};
+use super::{ConfigArgs, JobsArgs, no_state};
 use crate::clock::Clock;
 use crate::store::{Store, queue};
 
@@ -13,9 +13,8 @@ use crate::store::{Store, queue};
 pub(super) struct AgainArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Numbers of the jobs, as `scanside status` shows them
-    #[arg(required = true)]
-    ids: Vec<i64>,
+    #[command(flatten)]
+    jobs: JobsArgs,
 }
 
 pub(super) fn run(args: &AgainArgs) -> anyhow::Result<ExitCode> {
@@ -23,7 +22,7 @@ pub(super) fn run(args: &AgainArgs) -> anyhow::Result<ExitCode> {
     let dir = &config.storage.state_dir;
     let store = Store::open_beside(dir, Clock::System).with_context(|| no_state(dir))?;
     let now = store.clock().now_ms();
-    for &id in &args.ids {
+    for &id in &args.jobs.ids {
         let job = store.with_conn(|c| queue::again(c, id, now))??;
         println!("job {id}: its series is segmented again as job {}, generation {}", job.id, job.generation);
     }

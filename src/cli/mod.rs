@@ -143,6 +143,14 @@ pub(crate) struct ConfigArgs {
     overrides: Vec<String>,
 }
 
+/// Which jobs a command is about.
+#[derive(Args, Debug)]
+struct JobsArgs {
+    /// Numbers of the jobs, as `scanside status` shows them
+    #[arg(required = true)]
+    ids: Vec<i64>,
+}
+
 /// Where the package installs the configuration.
 const SYSTEM_CONFIG: &str = "/etc/scanside/scanside.toml";
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-use super::{ConfigArgs, no_state};
+use super::{ConfigArgs, JobsArgs, no_state};
 use crate::clock::Clock;
 use crate::daemon::archive_keys;
 use crate::store::{Store, outbox};
@@ -25,13 +25,6 @@ enum What {
     /// Give up what an archive refused for good, and what waits for an archive that is not configured: it is not sent, its files stay in
     /// results/JOB, and the originals may go when their time has passed
     Drop(JobsArgs),
-}
-
-#[derive(Args, Debug)]
-struct JobsArgs {
-    /// Numbers of the jobs, as `scanside status` shows them
-    #[arg(required = true)]
-    ids: Vec<i64>,
 }
 
 pub(super) fn run(args: &OutboxArgs) -> anyhow::Result<ExitCode> {

@@ -168,14 +168,16 @@ pub fn open_job(
     last_received_ms: i64,
 ) -> rusqlite::Result<Option<Job>> {
     let tx = conn.transaction()?;
-    if let Some((id, _)) = newest(&tx, series_uid)? {
+    let newest = newest(&tx, series_uid)?;
+    if let Some((id, _)) = newest {
         let mut want = instance_ids.to_vec();
         want.sort_unstable();
         if ids_of(&tx, id)? == want {
             return Ok(None);
         }
     }
-    let made = next_generation(&tx, series_uid, instance_ids, reason, now_ms, last_received_ms)?;
+    let before = newest.map(|(_, generation)| generation);
+    let made = next_generation(&tx, series_uid, before, instance_ids, reason, now_ms, last_received_ms)?;
     tx.commit()?;
     Ok(Some(made))
 }
@@ -187,17 +189,17 @@ fn ids_of(conn: &Connection, job_id: i64) -> rusqlite::Result<Vec<i64>> {
         .collect()
 }
 
-/// Opens a generation and supersedes the one before; part of a transaction.
+/// Opens the generation after `before`, the newest, and supersedes that one; part of a transaction.
 fn next_generation(
     tx: &Transaction<'_>,
     series_uid: &str,
+    before: Option<i64>,
     instance_ids: &[i64],
     reason: &str,
     now_ms: i64,
     last_received_ms: i64,
 ) -> rusqlite::Result<Job> {
-    let newest = newest(tx, series_uid)?;
-    if newest.is_some() {
+    if before.is_some() {
         // A generation that has not started yet will never be missed: its work is part of the new one.
         tx.execute("UPDATE job SET superseded = 1 WHERE series_uid = ?1", [series_uid])?;
         tx.execute(
@@ -212,7 +214,7 @@ fn next_generation(
             [series_uid],
         )?;
     }
-    let generation = newest.map_or(1, |(_, g)| g + 1);
+    let generation = before.map_or(1, |g| g + 1);
     tx.execute(
         "INSERT INTO job (series_uid, generation, state, reason, instances, created_ms, last_received_ms)
          VALUES (?1, ?2, 'pending', ?3, ?4, ?5, ?6)",
@@ -262,8 +264,9 @@ pub fn again(conn: &mut Connection, job_id: i64, now_ms: i64) -> rusqlite::Resul
     if gone > 0 {
         return Ok(Err(NotAgain::Removed(job_id, gone, before.instances)));
     }
-    let made =
-        next_generation(&tx, &before.series_uid, &ids, "a person asked for it", now_ms, before.last_received_ms)?;
+    let Job { series_uid, generation, last_received_ms, .. } = &before;
+    let reason = "a person asked for it";
+    let made = next_generation(&tx, series_uid, Some(*generation), &ids, reason, now_ms, *last_received_ms)?;
     tx.commit()?;
     Ok(Ok(made))
 }
