@@ -221,7 +221,7 @@ fn a_slow_sender_is_served_and_holds_nobody_up() {
 fn half_open_associations_are_given_up() {
     let dir = tempfile::tempdir().unwrap();
     let mut few = options();
-    few.idle = Duration::from_millis(300);
+    few.idle = Duration::from_secs(1);
     few.max_associations = 2;
     let box_ = Receiver::with(dir.path(), few, 0);
     // Silent before the request, silent after it, and silent within an object and a PDU.
