@@ -110,7 +110,7 @@ fn a_broken_association_leaves_nothing_of_the_unfinished_object() {
         raw.send_data(3, piece, false);
     }
     drop(raw);
-    for _ in 0..100 {
+    for _ in 0..1500 {
         std::thread::sleep(Duration::from_millis(20));
         if box_.unfinished().is_empty() {
             break;
