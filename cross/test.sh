@@ -36,7 +36,8 @@ program="$PROGRAMS/scanside-arm64"
 dir=$(mktemp -d)
 server=
 finish() {
-    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    # Not by TERM: it may have begun to segment, and an emulated slice takes minutes.
+    [ -z "$server" ] || kill -KILL "$server" 2>/dev/null || true
     wait 2>/dev/null || true
     rm -rf "$dir"
 }

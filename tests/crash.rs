@@ -1,4 +1,5 @@
-//! `kill -9` of the running service at random moments: nothing acknowledged is lost, no result is made twice.
+//! `kill -9` of the running service at random moments: nothing acknowledged is lost, no result is made twice. SIGTERM while it
+//! segments: it does not wait for the series, and nobody is to blame.
 //!
 //! `SCANSIDE_KILLS` sets how often (12 unless told otherwise; docs/evidence/kill-9.md was made with 100).
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -28,11 +29,11 @@ use sha2::{Digest, Sha256};
 
 const SEED: u64 = 20_261_123;
 
-/// A small phantom series: its UID and files.
-fn series(dir: &Path, seed: u64) -> (String, Vec<PathBuf>) {
+/// A small phantom series of so many slices: its UID and files.
+fn series(dir: &Path, seed: u64, slices: usize) -> (String, Vec<PathBuf>) {
     let options = PhantomOptions {
         seed,
-        dims: [256, 128, 6],
+        dims: [256, 128, slices],
         spacing: [1.953_125, 1.953_125, 12.5],
         ..PhantomOptions::default()
     };
@@ -87,7 +88,7 @@ fn nothing_acknowledged_is_lost_and_nothing_is_made_twice() {
     for kill in 0..kills {
         // Work never runs out: a new series every second life.
         if kill % 2 == 0 {
-            let (uid, files) = series(&files_dir, kill as u64 + 1);
+            let (uid, files) = series(&files_dir, kill as u64 + 1, 6);
             uids.push(uid);
             open.extend(files.into_iter().map(|f| (f, false)));
         }
@@ -173,4 +174,25 @@ fn nothing_acknowledged_is_lost_and_nothing_is_made_twice() {
         jobs.len(),
         copies.len()
     );
+}
+
+#[test]
+fn a_stop_does_not_wait_for_the_series_in_work() {
+    let dir = tempfile::tempdir().unwrap();
+    // Many slices, so that it is in work for a while; nobody listens where results would go.
+    let (uid, files) = series(&dir.path().join("files"), 1, 60);
+    let served = serve::Served::start(dir.path(), "PACS", "127.0.0.1:9");
+    let state = served.state.clone();
+    let sent = send(&files, &target(served.port), &ScuOptions::default());
+    assert!(sent.iter().all(|o| o.sent == Sent::Stored(0)));
+    let store = Store::open_read_only(&state, Clock::System).unwrap();
+    let job = || store.with_conn(|c| queue::jobs(c, 10)).unwrap().into_iter().find(|j| j.series_uid == uid);
+    while job().is_none_or(|j| j.attempts == 0) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(served.stop(), Some(0));
+    let job = job().unwrap();
+    let counts = (job.state, job.attempts, job.troubles, job.errors);
+    assert_eq!(counts, (JobState::Pending, 1, 1, 0), "{}", job.sentence);
+    assert!(job.sentence.contains("begins anew"), "{}", job.sentence);
 }

@@ -176,6 +176,21 @@ fn the_same_input_gives_the_same_labels_with_any_number_of_threads() {
 }
 
 #[test]
+fn a_stop_ends_the_work_before_the_next_slice() {
+    let (volume, _) = volume(false);
+    let options = SegmentOptions { threads: 1, ..SegmentOptions::default() };
+    let done = std::sync::Mutex::new(Vec::new());
+    let outcome = segmenter().segment(&volume, None, &options, &|p| {
+        if p.step == "encode" {
+            done.lock().unwrap().push((p.done, p.total));
+            options.stop.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+    });
+    assert!(matches!(outcome, Err(PipelineError::Stopped)));
+    assert_eq!(*done.lock().unwrap(), [(1, 16)]);
+}
+
+#[test]
 fn what_shows_none_of_the_structures_is_refused() {
     let (mut volume, _) = volume(false);
     volume.data.iter_mut().for_each(|v| *v = if PAINT.contains(v) { 300.0 } else { *v });

@@ -23,6 +23,7 @@ use crate::clock::Clock;
 use crate::config::{Archive, Config, EngineKind};
 use crate::dicom::net::negotiate::{Acceptor, Caller, Callers, Classes};
 use crate::dicom::net::scp::{Scp, ScpError, ScpOptions};
+use crate::pipeline::SegmentOptions;
 use crate::store::{Spool, Store, StoreError, outbox};
 
 pub use model::{Model, ModelError, Release, adapter_at};
@@ -78,7 +79,8 @@ pub(crate) struct Shared {
     pub models: Models,
     /// Whether a series is in work.
     pub busy: Busy,
-    pub stop: AtomicBool,
+    /// Shared with what is being segmented.
+    pub stop: Arc<AtomicBool>,
     /// Whether the tasks get on.
     pub pulse: Pulse,
     /// A job may be waiting.
@@ -92,6 +94,11 @@ pub(crate) struct Shared {
 impl Shared {
     pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
+    }
+
+    /// How series are segmented: until the service stops.
+    pub fn segmenting(&self, model: &Model) -> SegmentOptions {
+        SegmentOptions { threads: model.threads, stop: self.stop.clone(), ..SegmentOptions::default() }
     }
 
     /// Where bundles are handled.
@@ -202,7 +209,7 @@ impl Daemon {
             store,
             models,
             busy: Busy::default(),
-            stop: AtomicBool::new(false),
+            stop: Arc::default(),
             pulse: Pulse::default(),
             jobs: Signal::default(),
             candidates: Signal::default(),
@@ -246,8 +253,8 @@ impl Daemon {
         self.shared.pulse.clone()
     }
 
-    /// Takes no more associations, lets the objects under way be answered, and waits for the step in hand: what is not
-    /// done stays in the queue.
+    /// Takes no more associations, lets the objects under way be answered, and waits for the step in hand, of a series the slice: what
+    /// is not done stays in the queue.
     pub async fn stop(self) {
         self.scp.shutdown(Duration::from_secs(10)).await;
         self.shared.stop.store(true, Ordering::SeqCst);

@@ -14,7 +14,7 @@ use super::{Shared, drift};
 use crate::config::BelowBar;
 use crate::dicom::read::{InstanceHeader, ReadCause, ReadError, read_header};
 use crate::dicom::write::WriteError;
-use crate::pipeline::{PipelineError, SegmentOptions, Segmentation};
+use crate::pipeline::{PipelineError, Segmentation};
 use crate::series::{AssembleOptions, Refusal, Rules, SeriesError, SeriesVolume, assemble_for, load};
 use crate::store::StoreError;
 use crate::store::instances::{self, Instance};
@@ -57,7 +57,10 @@ enum Trouble {
         /// Whether it was a GPU that failed: its graphs have fixed shapes, so that no series makes it fail.
         device: bool,
     },
-    /// The same, of an adapter that was on probation and serves no more.
+    /// The service stops.
+    #[error("it was stopped with the service and begins anew with it")]
+    Stopped,
+    /// As `Model`, of an adapter that was on probation and serves no more.
     #[error("{0}; its adapter was on probation and was taken back")]
     TakenBack(String),
 }
@@ -66,7 +69,8 @@ impl Trouble {
     /// Whether it says something about the box and nothing about the series: another attempt may succeed however many did not.
     fn of_the_box(&self) -> bool {
         match self {
-            Trouble::Store(_) | Trouble::Read(_) | Trouble::Engine(_) | Trouble::Write(WriteError::Io { .. }) => true,
+            Trouble::Store(_) | Trouble::Read(_) | Trouble::Engine(_) | Trouble::Stopped => true,
+            Trouble::Write(WriteError::Io { .. }) => true,
             Trouble::Model { device, .. } => *device,
             Trouble::Write(WriteError::Encode { .. }) | Trouble::Other(_) | Trouble::TakenBack(_) => false,
         }
@@ -123,8 +127,8 @@ pub(super) fn run(shared: &Shared) {
 fn put_back(shared: &Shared, job: &Job, trouble: &Trouble) {
     let of_the_box = trouble.of_the_box();
     let wait = match trouble {
-        // What another adapter serves now is no reason to wait.
-        Trouble::TakenBack(_) => 0,
+        // What another adapter serves now is no reason to wait, nor is a restart.
+        Trouble::TakenBack(_) | Trouble::Stopped => 0,
         _ => back_off_ms(if of_the_box { job.troubles } else { job.errors }),
     };
     let why = trouble.to_string();
@@ -132,7 +136,11 @@ fn put_back(shared: &Shared, job: &Job, trouble: &Trouble) {
         true => format!("a trouble of this box, which is no reason to give up; again in {} s", wait / 1000),
         false => "it stays in the queue".to_string(),
     };
-    log::error!(scanside_job = job.id; "job {}, attempt {}: {why}; {stays}", job.id, job.attempts);
+    if matches!(trouble, Trouble::Stopped) {
+        log::info!(scanside_job = job.id; "job {}: {why}", job.id);
+    } else {
+        log::error!(scanside_job = job.id; "job {}, attempt {}: {why}; {stays}", job.id, job.attempts);
+    }
     let put = if of_the_box { queue::postpone_job } else { queue::retry_job };
     let again = shared.clock.now_ms() + wait;
     // Without this row the next attempt would begin at once and count as one that ended with the process.
@@ -356,7 +364,7 @@ fn process(shared: &Shared, model: &Model, job: &Job, headers: &[InstanceHeader]
         Ok(v) => v,
         Err(refusal) => return Ok(Outcome::Refused(refusal)),
     };
-    let options = SegmentOptions { threads: model.threads, ..SegmentOptions::default() };
+    let options = shared.segmenting(model);
     let hint = volume.header.laterality;
     let progress = |p: crate::pipeline::Progress| {
         shared.pulse.beat(TASK);
@@ -374,6 +382,7 @@ fn process(shared: &Shared, model: &Model, job: &Job, headers: &[InstanceHeader]
             let device = model.engine().engine.kind != "cpu";
             Err(Trouble::Model { code: "engine", sentence: e.to_string(), device })
         }
+        Err(PipelineError::Stopped) => Err(Trouble::Stopped),
         Err(PipelineError::Model(sentence)) => Err(Trouble::Model { code: "engine", sentence, device: false }),
         // What the picture shows is not what the task is for.
         Err(e) => Ok(Outcome::Refused(Refusal::new(

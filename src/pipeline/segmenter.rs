@@ -1,5 +1,8 @@
 //! Segments a volume: legs, crops, encoding, presence, prompts, decoding, composing, clean-up, grading.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -42,6 +45,9 @@ pub enum PipelineError {
     /// The model cannot serve this task or volume.
     #[error("the model cannot be used: {0}")]
     Model(String),
+    /// [`SegmentOptions::stop`] was raised.
+    #[error("the work was stopped")]
+    Stopped,
 }
 
 /// What runs: the adapter's task and rules.
@@ -67,7 +73,7 @@ pub struct ModelInfo {
 }
 
 /// How to segment.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct SegmentOptions {
     /// A structure is present where its smoothed probability is at least this, unless the model has its own threshold.
     pub presence: f32,
@@ -92,6 +98,8 @@ pub struct SegmentOptions {
     pub keep_evidence: bool,
     /// Take every structure as present on every slice, whatever the classifier says: for comparing engines, never for patients.
     pub every_structure: bool,
+    /// Raised by another thread, it ends the work before the next slice.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Default for SegmentOptions {
@@ -108,6 +116,7 @@ impl Default for SegmentOptions {
             seed: 0,
             keep_evidence: false,
             every_structure: false,
+            stop: Arc::default(),
         }
     }
 }
@@ -176,7 +185,7 @@ impl Segmenter {
     /// from several threads.
     ///
     /// # Errors
-    /// [`PipelineError`]: no leg, not the task's body part, or the engine failed.
+    /// [`PipelineError`]: no leg, not the task's body part, the engine failed, or it was stopped.
     pub fn segment(
         &self,
         volume: &Volume,
@@ -193,7 +202,7 @@ impl Segmenter {
 
         let seen = parallel(
             &items,
-            options.threads,
+            options,
             |done| progress(Progress { step: "encode", done, total: items.len() }),
             |&(l, z)| {
                 if !wanted(&views[l], options) {
@@ -223,7 +232,7 @@ impl Segmenter {
         let work: Vec<usize> = (0..items.len()).collect();
         let mut decoded = parallel(
             &work,
-            options.threads,
+            options,
             |done| progress(Progress { step: "decode", done, total: items.len() }),
             |&i| {
                 let (l, z) = items[i];
@@ -235,7 +244,7 @@ impl Segmenter {
             let boxes = refined_boxes(&items, &masks, count);
             decoded = parallel(
                 &work,
-                options.threads,
+                options,
                 |done| progress(Progress { step: "refine", done, total: items.len() }),
                 |&i| {
                     let (l, z) = items[i];
@@ -251,7 +260,7 @@ impl Segmenter {
             let boxes = refined_boxes(&items, &masks, count);
             let seen_otherwise = parallel(
                 &work,
-                options.threads,
+                options,
                 |done| progress(Progress { step: "crops", done, total: items.len() }),
                 |&i| {
                     let (l, z) = items[i];

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::StepTime;
-use super::segmenter::PipelineError;
+use super::segmenter::{PipelineError, SegmentOptions};
 
-/// Works on items with several threads, keeping their order; the first error ends the work.
+/// Works on items with as many threads as the options say, keeping their order; the first error ends the work, and so does
+/// [`SegmentOptions::stop`].
 pub(super) fn parallel<T: Sync, R: Send>(
     items: &[T],
-    threads: usize,
+    options: &SegmentOptions,
     done: impl Fn(usize) + Sync,
     work: impl Fn(&T) -> Result<R, PipelineError> + Sync,
 ) -> Result<Vec<R>, PipelineError> {
@@ -19,17 +20,20 @@ pub(super) fn parallel<T: Sync, R: Send>(
     let stop = AtomicBool::new(false);
     let results: Mutex<Vec<(usize, Result<R, PipelineError>)>> = Mutex::new(Vec::with_capacity(items.len()));
     std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, items.len().max(1)) {
+        for _ in 0..options.threads.clamp(1, items.len().max(1)) {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     let Some(item) = items.get(i) else { break };
-                    let r = work(item);
-                    if r.is_err() {
-                        stop.store(true, Ordering::Relaxed);
-                    }
+                    let stopped = options.stop.load(Ordering::SeqCst);
+                    let r = if stopped { Err(PipelineError::Stopped) } else { work(item) };
+                    let failed = r.is_err();
                     results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((i, r));
-                    done(finished.fetch_add(1, Ordering::Relaxed) + 1);
+                    if failed {
+                        stop.store(true, Ordering::Relaxed);
+                    } else {
+                        done(finished.fetch_add(1, Ordering::Relaxed) + 1);
+                    }
                 }
             });
         }

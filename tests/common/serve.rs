@@ -26,7 +26,7 @@ pub fn free_port() -> u16 {
 
 /// `scanside serve` with its state in a folder of the test.
 pub struct Served {
-    _child: Running,
+    child: Running,
     config: PathBuf,
     /// State directory.
     pub state: PathBuf,
@@ -69,7 +69,14 @@ impl Served {
         let Some(port) = port else {
             panic!("not ready: {line:?}\n{}", std::fs::read_to_string(dir.join("serve.log")).unwrap_or_default())
         };
-        Served { _child: child, config, state, port }
+        Served { child, config, state, port }
+    }
+
+    /// Ends it as systemd does, by SIGTERM, and returns its exit code.
+    pub fn stop(mut self) -> Option<i32> {
+        let told = Command::new("kill").arg(self.child.0.id().to_string()).status().unwrap();
+        assert!(told.success());
+        self.child.0.wait().unwrap().code()
     }
 
     /// What `scanside status --json` prints.

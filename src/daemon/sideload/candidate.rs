@@ -306,7 +306,11 @@ impl Trial<'_> {
             }
             Begun::Yes => {}
         }
-        let case = shadow::run(self.shared, &model, job)?;
+        let Some(case) = shadow::run(self.shared, &model, job)? else {
+            // The attempt is taken back: a stop is no fault of the candidate.
+            self.here.advance(&row, Event::NoCase, &Why::default())?;
+            return Ok(false);
+        };
         let event = if case.counts { Event::Case } else { Event::NoCase };
         let now = self.here.now();
         let done = self.here.store.with_conn(|c| {

@@ -12,7 +12,7 @@ use crate::daemon::busy::Patience;
 use crate::daemon::{Model, Shared, worker};
 use crate::dicom::write::SegmentSpec;
 use crate::labels::LabelImage;
-use crate::pipeline::{PipelineError, SegmentOptions, Segmentation};
+use crate::pipeline::{PipelineError, Segmentation};
 use crate::series::SeriesVolume;
 use crate::store::bundles::{self, Case, Stage, StructureDice};
 use crate::store::{StoreError, queue};
@@ -23,11 +23,11 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Codes of cases that say nothing of the candidate.
 const NOT_COMPARABLE: &str = "not-comparable";
 
-/// Runs a candidate on the series of a job that is done.
+/// Runs a candidate on the series of a job that is done; none where the service stops meanwhile.
 ///
 /// # Errors
 /// The database's; whatever else goes wrong is in the case.
-pub(super) fn run(shared: &Shared, model: &Model, job_id: i64) -> Result<Case, StoreError> {
+pub(super) fn run(shared: &Shared, model: &Model, job_id: i64) -> Result<Option<Case>, StoreError> {
     let here = shared.here();
     let summary = here.store.with_conn(|c| queue::get_job(c, job_id))?.map(|j| j.summary).unwrap_or_default();
     let summary: Value = serde_json::from_str(&summary).unwrap_or_default();
@@ -51,11 +51,12 @@ pub(super) fn run(shared: &Shared, model: &Model, job_id: i64) -> Result<Case, S
             log::warn!("job {job_id} cannot be compared in shadow: {why}");
             case.counts = false;
             case.problem = NOT_COMPARABLE.into();
-            return Ok(case);
+            return Ok(Some(case));
         }
     };
     let (outcome, seconds) = segment(shared, model, &volume);
     case.candidate.seconds = seconds;
+    let Some(outcome) = outcome else { return Ok(None) };
     match outcome {
         Err(code) => case.problem = code.into(),
         Ok(found) => {
@@ -73,7 +74,7 @@ pub(super) fn run(shared: &Shared, model: &Model, job_id: i64) -> Result<Case, S
             }
         }
     }
-    Ok(case)
+    Ok(Some(case))
 }
 
 /// The active adapter's score from its job's summary; none where the grades of one of the two are calibrated and the other's are not,
@@ -83,11 +84,14 @@ fn comparable_score(summary: &Value, calibrated: bool) -> Option<f64> {
     summary["score"].as_f64().filter(|_| !other_scale)
 }
 
+/// What became of a series in shadow, or the code of its problem; none where the service stopped.
+type Shadowed = Option<Result<Segmentation, &'static str>>;
+
 /// Segments while no series is in work. Seconds are told only where it was not interrupted.
-fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> (Result<Segmentation, &'static str>, Option<f64>) {
+fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> (Shadowed, Option<f64>) {
     let started = Instant::now();
     let patience = Patience::new(PATIENCE);
-    let options = SegmentOptions { threads: model.threads, ..SegmentOptions::default() };
+    let options = shared.segmenting(model);
     let alive = || shared.pulse.beat("candidate");
     let progress = |_: crate::pipeline::Progress| {
         alive();
@@ -98,6 +102,7 @@ fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> (Result<Seg
     let seconds = (!patience.was_tried()).then(|| started.elapsed().as_secs_f64());
     let outcome = match done {
         Ok(Ok(s)) => Ok(s),
+        Ok(Err(PipelineError::Stopped)) => return (None, None),
         Ok(Err(e @ (PipelineError::Engine(_) | PipelineError::Model(_)))) => {
             log::error!("the candidate failed in shadow: {e}");
             Err("engine")
@@ -108,7 +113,7 @@ fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> (Result<Seg
         }
         Err(_) => Err("panic"),
     };
-    (outcome, seconds)
+    (Some(outcome), seconds)
 }
 
 /// Dice of every structure that either of the two found. Segments are told by the names that results give them.
