@@ -187,7 +187,9 @@ fn a_stop_does_not_wait_for_the_series_in_work() {
     assert!(sent.iter().all(|o| o.sent == Sent::Stored(0)));
     let store = Store::open_read_only(&state, Clock::System).unwrap();
     let job = || store.with_conn(|c| queue::jobs(c, 10)).unwrap().into_iter().find(|j| j.series_uid == uid);
+    let start = Instant::now();
     while job().is_none_or(|j| j.attempts == 0) {
+        assert!(start.elapsed() < Duration::from_secs(600), "the series is not begun");
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(served.stop(), Some(0));

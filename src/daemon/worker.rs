@@ -132,13 +132,13 @@ fn put_back(shared: &Shared, job: &Job, trouble: &Trouble) {
         _ => back_off_ms(if of_the_box { job.troubles } else { job.errors }),
     };
     let why = trouble.to_string();
-    let stays = match of_the_box {
-        true => format!("a trouble of this box, which is no reason to give up; again in {} s", wait / 1000),
-        false => "it stays in the queue".to_string(),
-    };
     if matches!(trouble, Trouble::Stopped) {
         log::info!(scanside_job = job.id; "job {}: {why}", job.id);
     } else {
+        let stays = match of_the_box {
+            true => format!("a trouble of this box, which is no reason to give up; again in {} s", wait / 1000),
+            false => "it stays in the queue".to_string(),
+        };
         log::error!(scanside_job = job.id; "job {}, attempt {}: {why}; {stays}", job.id, job.attempts);
     }
     let put = if of_the_box { queue::postpone_job } else { queue::retry_job };

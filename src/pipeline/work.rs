@@ -17,22 +17,22 @@ pub(super) fn parallel<T: Sync, R: Send>(
 ) -> Result<Vec<R>, PipelineError> {
     let next = AtomicUsize::new(0);
     let finished = AtomicUsize::new(0);
-    let stop = AtomicBool::new(false);
+    let over = AtomicBool::new(false);
     let results: Mutex<Vec<(usize, Result<R, PipelineError>)>> = Mutex::new(Vec::with_capacity(items.len()));
     std::thread::scope(|scope| {
         for _ in 0..options.threads.clamp(1, items.len().max(1)) {
             scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
+                while !over.load(Ordering::Relaxed) {
                     let i = next.fetch_add(1, Ordering::Relaxed);
                     let Some(item) = items.get(i) else { break };
                     let stopped = options.stop.load(Ordering::SeqCst);
                     let r = if stopped { Err(PipelineError::Stopped) } else { work(item) };
-                    let failed = r.is_err();
+                    let worked = r.is_ok();
                     results.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push((i, r));
-                    if failed {
-                        stop.store(true, Ordering::Relaxed);
-                    } else {
+                    if worked {
                         done(finished.fetch_add(1, Ordering::Relaxed) + 1);
+                    } else {
+                        over.store(true, Ordering::Relaxed);
                     }
                 }
             });

@@ -54,9 +54,8 @@ pub(super) fn run(shared: &Shared, model: &Model, job_id: i64) -> Result<Option<
             return Ok(Some(case));
         }
     };
-    let (outcome, seconds) = segment(shared, model, &volume);
+    let Some((outcome, seconds)) = segment(shared, model, &volume) else { return Ok(None) };
     case.candidate.seconds = seconds;
-    let Some(outcome) = outcome else { return Ok(None) };
     match outcome {
         Err(code) => case.problem = code.into(),
         Ok(found) => {
@@ -84,11 +83,11 @@ fn comparable_score(summary: &Value, calibrated: bool) -> Option<f64> {
     summary["score"].as_f64().filter(|_| !other_scale)
 }
 
-/// What became of a series in shadow, or the code of its problem; none where the service stopped.
-type Shadowed = Option<Result<Segmentation, &'static str>>;
+/// A segmentation or the code of its problem, and the seconds it took where it was not interrupted.
+type Shadowed = (Result<Segmentation, &'static str>, Option<f64>);
 
-/// Segments while no series is in work. Seconds are told only where it was not interrupted.
-fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> (Shadowed, Option<f64>) {
+/// Segments while no series is in work; none where the service stops meanwhile.
+fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> Option<Shadowed> {
     let started = Instant::now();
     let patience = Patience::new(PATIENCE);
     let options = shared.segmenting(model);
@@ -102,7 +101,7 @@ fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> (Shadowed, 
     let seconds = (!patience.was_tried()).then(|| started.elapsed().as_secs_f64());
     let outcome = match done {
         Ok(Ok(s)) => Ok(s),
-        Ok(Err(PipelineError::Stopped)) => return (None, None),
+        Ok(Err(PipelineError::Stopped)) => return None,
         Ok(Err(e @ (PipelineError::Engine(_) | PipelineError::Model(_)))) => {
             log::error!("the candidate failed in shadow: {e}");
             Err("engine")
@@ -113,7 +112,7 @@ fn segment(shared: &Shared, model: &Model, volume: &SeriesVolume) -> (Shadowed, 
         }
         Err(_) => Err("panic"),
     };
-    (Some(outcome), seconds)
+    Some((outcome, seconds))
 }
 
 /// Dice of every structure that either of the two found. Segments are told by the names that results give them.
